@@ -1,0 +1,160 @@
+"""The contract between whoever writes shards and whoever reads them: file names, schema, manifest.
+
+    STORE/manifest.json            written last: its presence is the commit
+    STORE/tokenizer.json           the tokenizer, byte for byte
+    STORE/shards/00000.arrow       training documents, one Arrow IPC stream of one record batch per file
+    STORE/validation/00000.arrow   held-out documents, same schema; only where a fraction was split off
+
+A shard's columns: `tokens` large_list<uint16|uint32> (one document, end-of-document token last, never null),
+`row` int64 (where the document stood in its source file: byte offset for lines and text, row number for tables).
+The lengths are the differences of the list offsets, so they are readable without touching a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from pipeline.errors import StoreError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+SPLIT_FOLDERS = {"train": "shards", "validation": "validation"}
+LENGTH_BINS = 40
+"""Histogram bin b counts documents of 2**b to 2**(b+1)-1 tokens."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16 while every id of a vocabulary of `vocab_size` fits, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def shard_schema(dtype: np.dtype[Any]) -> pa.Schema:
+    """The Arrow schema of a shard whose tokens are of `dtype`."""
+    return pa.schema(
+        [
+            pa.field("tokens", pa.large_list(pa.from_numpy_dtype(dtype)), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+        ]
+    )
+
+
+def length_histogram(lengths: np.ndarray) -> list[int]:
+    """Documents per power of two of their length: bin b counts lengths in [2**b, 2**(b+1)); trailing zeros cut."""
+    exponents = np.frexp(np.asarray(lengths, dtype=np.float64))[1] - 1
+    counts = np.bincount(exponents, minlength=0)[:LENGTH_BINS]
+    return [int(count) for count in counts]
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """The digest used for shards, tokenizer and manifest: XXH3-128 in hex (detects damage; not cryptographic)."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """What the manifest knows of one shard."""
+
+    file: str
+    """Path relative to the store, with forward slashes."""
+    split: str
+    """"train" or "validation"."""
+    digest: str
+    bytes: int
+    documents: int
+    tokens: int
+    """End-of-document tokens included."""
+    length_histogram: list[int]
+    unit: str
+    """The part of the input it was made from, readable by a person: `books.jsonl [0:67108864]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The store's table of contents; see `Store` for what to do with it."""
+
+    format_version: int
+    tokenizer_digest: str
+    vocab_size: int
+    token_dtype: str
+    """"uint16" or "uint32"."""
+    eod_id: int
+    """Last token of every stored document."""
+    bos_id: int
+    """Token before a document's first one when it is served; equals `eod_id` where the tokenizer has no BOS."""
+    shards: list[ShardInfo]
+    parameters: dict[str, Any]
+    """What the build was asked for; a resumed build must be asked for the same."""
+    skipped: int = 0
+    """Records left out as bad (`--skip-bad`) or empty."""
+
+    def of_split(self, split: str) -> list[ShardInfo]:
+        """The shards of "train" or "validation", in serving order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def documents(self, split: str = "train") -> int:
+        """Number of documents of a split."""
+        return sum(shard.documents for shard in self.of_split(split))
+
+    def tokens(self, split: str = "train") -> int:
+        """Number of stored tokens of a split, end-of-document tokens included."""
+        return sum(shard.tokens for shard in self.of_split(split))
+
+    def to_json(self) -> dict[str, Any]:
+        """As written to manifest.json, with totals for whoever reads it by eye."""
+        totals = {
+            split: {
+                "shards": len(self.of_split(split)),
+                "documents": self.documents(split),
+                "tokens": self.tokens(split),
+            }
+            for split in SPLIT_FOLDERS
+        }
+        return {**dataclasses.asdict(self), "totals": totals}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Inverse of `to_json`; raises KeyError or TypeError where a field is missing or of the wrong kind."""
+        fields = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        fields["shards"] = [ShardInfo(**shard) for shard in fields["shards"]]
+        return cls(**fields)
+
+    @classmethod
+    def load(cls, store: Path) -> Manifest:
+        """Read STORE/manifest.json; raises StoreError where it is missing, unreadable or of another version."""
+        path = store / MANIFEST_NAME
+        if not store.is_dir():
+            raise StoreError(
+                "no store here", where=store, remedy="build one: slw-prep build INPUT... --out STORE"
+            )
+        if not path.is_file():
+            raise StoreError(
+                "not a finished store: it has no manifest.json",
+                where=store,
+                remedy="run the same `slw-prep build` again; it goes on where it stopped",
+            )
+        try:
+            data = json.loads(path.read_bytes())
+            version = data["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError("manifest.json cannot be read", where=path, found=error) from error
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                "store of another format version",
+                where=path,
+                found=version,
+                allowed=FORMAT_VERSION,
+                remedy="build it again",
+            )
+        try:
+            return cls.from_json(data)
+        except (KeyError, TypeError) as error:
+            raise StoreError("manifest.json cannot be read", where=path, found=repr(error)) from error

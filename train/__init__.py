@@ -1,0 +1,1 @@
+"""Batches to weights and metrics: the torch trainer behind `slw-train`."""
