@@ -132,9 +132,7 @@ class Manifest:
         """Read STORE/manifest.json; raises StoreError where it is missing, unreadable or of another version."""
         path = store / MANIFEST_NAME
         if not store.is_dir():
-            raise StoreError(
-                "no store here", where=store, remedy="build one: slw-prep build INPUT... --out STORE"
-            )
+            raise StoreError("no store here", where=store, remedy="build one: slw-prep build INPUT... --out STORE")
         if not path.is_file():
             raise StoreError(
                 "not a finished store: it has no manifest.json",
