@@ -1,0 +1,93 @@
+"""The reader: what was stored is what is served, and damage is named before a token of it is."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stores import documents_of, write_store
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.reader import Store
+
+
+@pytest.mark.parametrize("vocab_size", [50, 70_000])
+def test_documents_come_back_over_any_number_of_shards(tmp_path, vocab_size):
+    documents = documents_of([5, 1, 9, 30, 2, 2, 17], vocab_size)
+    write_store(tmp_path, documents, shards=3, vocab_size=vocab_size)
+    store = Store.open(tmp_path)
+    assert store.lengths.tolist() == [len(d) for d in documents]
+    for index, document in enumerate(documents):
+        assert store.document(index).tolist() == document.tolist()
+        assert store.document(index).dtype == document.dtype
+
+
+@given(pieces=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40), st.integers(1, 40)), max_size=20))
+def test_inputs_are_labels_shifted_by_one_within_the_document(tmp_path_factory, pieces):
+    documents = documents_of([5, 1, 9, 30, 2, 2, 17])
+    path = tmp_path_factory.mktemp("store")
+    write_store(path, documents, shards=2, bos_id=49)
+    pieces = [(d, s % len(documents[d]), n) for d, s, n in pieces]
+    pieces = [(d, s, min(n, len(documents[d]) - s)) for d, s, n in pieces]
+    document, start, length = np.array(pieces, dtype=np.int64).reshape(-1, 3).T.copy()
+    inputs = np.empty(int(length.sum()), dtype=np.int64)
+    labels = np.empty_like(inputs)
+    Store.open(path).gather(document, start, length, inputs, labels)
+    assert labels.tolist() == [int(documents[d][s + k]) for d, s, n in pieces for k in range(n)]
+    before = [int(documents[d][s + k - 1]) if s + k else 49 for d, s, n in pieces for k in range(n)]
+    assert inputs.tolist() == before
+
+
+def test_a_flipped_bit_is_found_before_tokens_are_served(tmp_path):
+    manifest = write_store(tmp_path, documents_of([100, 100]))
+    path = tmp_path / manifest.shards[0].file
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match=r"00000\.arrow"):
+        Store.open(tmp_path).document(0)
+
+
+def test_a_bad_offset_is_found_at_opening_even_without_digests(tmp_path):
+    documents = documents_of([100, 100])
+    manifest = write_store(tmp_path, documents)
+    path = tmp_path / manifest.shards[0].file
+    data = path.read_bytes()
+    offsets = np.array([0, 100, 200], dtype="<i8").tobytes()
+    assert data.count(offsets) == 1
+    path.write_bytes(data.replace(offsets, np.array([0, 10**9, 200], dtype="<i8").tobytes()))
+    with pytest.raises(StoreError, match="offsets"):
+        Store.open(tmp_path, verify=False)
+
+
+def test_verification_is_remembered_until_the_file_changes(tmp_path):
+    manifest = write_store(tmp_path, documents_of([100, 100]))
+    Store.open(tmp_path).document(0)
+    assert (tmp_path / ".verified").exists()
+    path = tmp_path / manifest.shards[0].file
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="digest"):
+        Store.open(tmp_path).document(1)
+
+
+def test_the_fingerprint_names_what_is_served(tmp_path):
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        write_store(tmp_path / name, documents_of([9, 9], seed=seed))
+    a, b, c = (Store.open(tmp_path / name).fingerprint for name in "abc")
+    assert a == b != c
+
+
+def test_missing_things_are_named(tmp_path):
+    with pytest.raises(StoreError, match="no store here"):
+        Store.open(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        Store.open(tmp_path)
+    manifest = write_store(tmp_path, documents_of([3]))
+    with pytest.raises(ConfigError, match="validation"):
+        Store.open(tmp_path, "test")
+    with pytest.raises(ConfigError, match="0 to 0"):
+        Store.open(tmp_path).document(1)
+    (tmp_path / manifest.shards[0].file).unlink()
+    with pytest.raises(StoreError, match="missing"):
+        Store.open(tmp_path)
