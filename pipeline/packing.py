@@ -1,12 +1,14 @@
-"""Best-fit decreasing: pieces of documents into rows of exactly `seqlen` tokens.
+"""Pieces of documents into rows of exactly `seqlen` tokens, with hardly a cut.
 
     documents   aaaaaaa  bbbbb  ccc  dd                seqlen 4
     full rows   aaaa | bbbb                            a document of n tokens gives n // seqlen rows of its own
-    the rest    aaa b ccc dd  ->  aaab | cccd | d      longest first, each into the fullest row it still fits in
+    the rest    aaa b ccc dd   ->  aaab | cccd | d     longest first
 
-Rows that best fit leaves with a gap are filled by cutting a piece (`d` above), never by padding, so that only the
-last row may be short. Price: one excess cut a gap; 98-99.5 % of rows have none when many pieces are packed at once.
-The free space of rows is indexed by a segment tree over capacities 1..seqlen: each piece costs O(log seqlen).
+The rest is packed in two passes. The first makes rows that are exactly full: a piece, then the longest ones that fit,
+and as soon as one or two pieces close the row exactly, those. What cannot be closed goes to best-fit decreasing: each
+piece into the fullest row it still fits in, found in a segment tree over free space 1..seqlen, O(log seqlen) a piece.
+Gaps that are left are filled by cutting a piece (`d` above), never by padding: only the last row may be short.
+Price: one excess cut a gap; with 10,000 pieces or more 95-99.9 % of rows have none (best fit alone: 90-99 %).
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ import numpy as np
 from numba import njit
 
 from pipeline.errors import ConfigError
+
+CLOSING_PAIRS = 4096
+"""Most pairs tried to close a row: bounds the time a row takes at very long sequences."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +85,24 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
 
 @njit(nogil=True, cache=True)
 def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces for `rows` rows of `seqlen` out of items of 1..seqlen tokens; the fullest rows of best fit are kept.
+    """Pieces for `rows` rows of `seqlen` out of items of 1..seqlen tokens; the fullest rows are kept.
+
+    Among equally full rows the one with the earliest item comes first, so that nothing waits for ever.
 
     Returns (item, start, length, row), int64 [pieces], ordered by row, the leftovers (row -1) last; `start` counts
     within the item. All rows are full if the items hold at least rows * seqlen tokens; else the last ones are not.
     """
-    bins, used = best_fit(lengths, seqlen)
-    # Bins by what they hold, fullest first (counting sort): the first `rows` are kept, the others give to their gaps.
-    by_use = np.zeros(seqlen + 2, dtype=np.int64)
-    for b in range(len(used)):
-        by_use[seqlen - used[b] + 1] += 1
-    by_use = np.cumsum(by_use)
-    rank = np.empty(len(used), dtype=np.int64)
-    for b in range(len(used)):
-        key = seqlen - used[b]
-        rank[b] = by_use[key]
-        by_use[key] += 1
+    bins, used = _bins(lengths, seqlen)
+    # Fullest bins first (counting sort): the first `rows` are kept, the others give to their gaps.
+    position = np.zeros(seqlen + 2, dtype=np.int64)
+    for tokens in used:
+        position[seqlen - tokens + 1] += 1
+    position = np.cumsum(position)
+    rank = np.full(len(used), -1, dtype=np.int64)
+    for b in bins:
+        if rank[b] < 0:
+            rank[b] = position[seqlen - used[b]]
+            position[seqlen - used[b]] += 1
     slots = len(used)
     first = np.zeros(slots + 1, dtype=np.int64)
     for i in range(len(lengths)):
@@ -134,6 +141,84 @@ def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.n
         donor += 1
         cut = 0
     return item[:n], start[:n], length[:n], row[:n]
+
+
+@njit(nogil=True, cache=True)
+def _bins(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both passes: (bin of each item, tokens in each bin)."""
+    bins, full = close_exactly(lengths, seqlen)
+    hard = np.flatnonzero(bins < 0)
+    hard_bins, hard_used = best_fit(lengths[hard], seqlen)
+    bins[hard] = full + hard_bins
+    return bins, np.concatenate((np.full(full, seqlen, dtype=np.int64), hard_used))
+
+
+@njit(nogil=True, cache=True)
+def close_exactly(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, int]:
+    """Bins that are exactly full: returns (bin of each item or -1, int64 [items]; number of bins).
+
+    A bin begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it
+    takes the longest item that fits; where none does, its first item and all others of that length stay out.
+    """
+    order = _longest_first(lengths, seqlen)
+    count = np.zeros(seqlen + 1, dtype=np.int64)  # items left of each length; the earliest goes first
+    for size in lengths:
+        count[size] += 1
+    after = np.zeros(seqlen + 1, dtype=np.int64)  # where the items of a length end in `order`
+    position = 0
+    for size in range(seqlen, 0, -1):
+        position += count[size]
+        after[size] = position
+    bins = np.full(len(lengths), -1, dtype=np.int64)
+    chosen = np.empty(seqlen, dtype=np.int64)
+    full = 0
+    for size in range(seqlen, 0, -1):
+        while count[size] > 0:
+            parts = _parts_to_close(count, size, seqlen, chosen)
+            if parts == 0:
+                break
+            for part in chosen[:parts]:
+                bins[order[after[part] - count[part]]] = full
+                count[part] -= 1
+            full += 1
+    return bins, full
+
+
+@njit(nogil=True, cache=True)
+def _parts_to_close(count: np.ndarray, first: int, seqlen: int, chosen: np.ndarray) -> int:
+    """Write into `chosen` lengths that begin with `first` and add up to `seqlen`; how many, 0 where none do."""
+    chosen[0] = first
+    count[first] -= 1
+    parts, gap = 1, seqlen - first
+    while gap > 0:
+        one, two = gap, 0
+        if count[gap] == 0:
+            one, two = _pair(count, gap)
+        if one == 0:
+            one = gap - 1
+            while one > 0 and count[one] == 0:
+                one -= 1
+        if one == 0:
+            break
+        for part in (one, two):
+            if part > 0:
+                chosen[parts] = part
+                count[part] -= 1
+                parts += 1
+        gap -= one + two
+    for part in chosen[:parts]:
+        count[part] += 1
+    return parts if gap == 0 else 0
+
+
+@njit(nogil=True, cache=True)
+def _pair(count: np.ndarray, total: int) -> tuple[int, int]:
+    """The most unequal two lengths left that add up to `total`; (0, 0) where there are none."""
+    for two in range(1, min(total // 2, CLOSING_PAIRS) + 1):
+        one = total - two
+        if count[two] > 0 and count[one] > 0 and (one != two or count[one] > 1):
+            return one, two
+    return 0, 0
 
 
 @njit(nogil=True, cache=True)

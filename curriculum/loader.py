@@ -1,0 +1,261 @@
+"""Batches of a schedule from a store: the global batch at a step depends on (store, schedule, seed) alone.
+
+Every rank plans the same deals and gathers only its own rows, in a background thread that stays a few batches ahead.
+State is the step, the seed and the schedules so far; loading it plans the past anew without reading a token of it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from curriculum.dealer import DEAL_SEQUENCES, Dealer
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError, RunError
+from pipeline.packing import Packed
+from pipeline.reader import Store
+
+NO_TARGET = -100
+"""The label of a position without a target, as in torch and Hugging Face."""
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of one optimizer step."""
+
+    input_ids: np.ndarray
+    """int64 [sequences, seqlen]: the token before each label."""
+    labels: np.ndarray
+    """int64 [sequences, seqlen]: already shifted; -100 where there is no target (padding of the very last batch)."""
+    position_ids: np.ndarray
+    """int64 [sequences, seqlen]: from 0 in each span."""
+    cu_seqlens: np.ndarray
+    """int32 [spans + 1]: where spans (pieces of documents) begin in the flattened rows; FlashAttention's meaning."""
+    max_seqlen: int
+    """Tokens of the longest span."""
+    step: int
+    seqlen: int
+    targets: int
+    """Labels that are not -100, over all ranks."""
+    pieces: Packed
+    """Which positions of which documents: provenance."""
+
+
+class CurriculumLoader:
+    """Iterate over the batches of `schedule` from `store`, once.
+
+    `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
+    it owns a thread. Raises ConfigError where the schedule asks for more data than there are, or a batch has fewer
+    sequences than ranks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        schedule: Schedule,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
+        self.store = store
+        self.schedule = _checked(schedule.resolve(store.tokens), world_size)
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.prefetch = prefetch
+        self.step = 0
+        """Batches handed out so far."""
+        self._history: list[tuple[int, Schedule]] = [(0, self.schedule)]
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch; StopIteration at the schedule's end."""
+        if self.step >= self.schedule.total_steps:
+            self.close()
+            raise StopIteration
+        if self._thread is None:
+            self._start()
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        assert item.step == self.step, "the thread is out of step"
+        self.step += 1
+        return item
+
+    def __enter__(self) -> CurriculumLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values: where the batch handed out last left off. The same on every rank."""
+        return {
+            "version": STATE_VERSION,
+            "store": self.store.fingerprint,
+            "seed": self.seed,
+            "step": self.step,
+            "schedules": [[step, schedule.to_json()] for step, schedule in self._history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, change_schedule: bool = False) -> None:
+        """Go on after the last batch of `state`, whatever rank and world size it was taken on.
+
+        Raises RunError where store, seed or schedule are not those of `state`. With `change_schedule` this loader's
+        schedule holds from here on: what was served stays served.
+        """
+        found = {"version": STATE_VERSION, "store": self.store.fingerprint, "seed": self.seed}
+        for name, value in found.items():
+            if state.get(name) != value:
+                raise RunError(
+                    f"the loader's state is of another {name}",
+                    found=state.get(name),
+                    allowed=f"{value} (this loader)",
+                )
+        step = int(state["step"])
+        history = [(int(first), Schedule.from_json(schedule)) for first, schedule in state["schedules"]]
+        if history[-1][1] != self.schedule:
+            if not change_schedule:
+                raise RunError(
+                    "the schedule is not the one of the saved state",
+                    found=_difference(self.schedule, history[-1][1]),
+                    remedy="keep it, or change it from here on: load_state_dict(state, change_schedule=True)",
+                )
+            changed = history[-1][1].changed_at(step, self.schedule)
+            history.append((step, _checked(changed, self.world_size)))
+        self.close()
+        self.step = step
+        self.schedule = history[-1][1]
+        self._history = history
+
+    def close(self) -> None:
+        """Stop the thread; iterating again starts a new one at the next batch."""
+        if self._thread is None:
+            return
+        self._stop.set()
+        while self._thread.is_alive():
+            while not self._ready.empty():
+                self._ready.get_nowait()
+            self._thread.join(0.01)
+        self._thread = None
+
+    def _start(self) -> None:
+        self._stop = threading.Event()
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
+        self._thread = threading.Thread(target=self._produce, args=(self._stop, self._ready), daemon=True)
+        self._thread.start()
+
+    def _produce(self, stop: threading.Event, ready: queue.Queue[Batch | BaseException]) -> None:
+        try:
+            for batch in self._batches():
+                ready.put(batch)
+                if stop.is_set():
+                    return
+        except BaseException as error:  # handed to whoever waits for the batch
+            ready.put(error)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from `self.step` on. The past is dealt again, under the schedules it was dealt under."""
+        dealer = Dealer(self.store.lengths, seed=self.seed)
+        ends = [first for first, _ in self._history[1:]] + [self.schedule.total_steps]
+        for (first, schedule), end in zip(self._history, ends, strict=True):
+            for step, packed in deal_steps(dealer, schedule, first, end):
+                if step >= self.step:
+                    yield self._batch(step, packed)
+
+    def _batch(self, step: int, rows: Packed) -> Batch:
+        """This rank's share of the global batch `rows`."""
+        seqlen, sequences = self.schedule.seqlen(step), self.schedule.sequences(step)
+        first, last = (sequences * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        own = sequences_of(rows, first, last)
+        size = (last - first) * seqlen
+        filled = int(own.length.sum())
+        inputs, labels = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
+        self.store.gather(own.document, own.start, own.length, inputs[:filled], labels[:filled])
+        inputs[filled:], labels[filled:] = self.store.manifest.eod_id, NO_TARGET
+        padding = np.diff(np.unique(np.append(np.arange(-(-filled // seqlen), last - first + 1) * seqlen, filled)))
+        spans = np.concatenate([own.length, padding])
+        ends = np.cumsum(spans)
+        return Batch(
+            input_ids=inputs.reshape(-1, seqlen),
+            labels=labels.reshape(-1, seqlen),
+            position_ids=(np.arange(size) - np.repeat(ends - spans, spans)).reshape(-1, seqlen),
+            cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
+            max_seqlen=int(spans.max()),
+            step=step,
+            seqlen=seqlen,
+            targets=int(rows.length.sum()),
+            pieces=own,
+        )
+
+
+def deal_steps(dealer: Dealer, schedule: Schedule, first: int, end: int) -> Iterator[tuple[int, Packed]]:
+    """The global batches of steps `first` to `end` - 1, in deals as large as the schedule and the epoch allow.
+
+    What was dealt for steps from `end` on, because the schedule did not know of its end, goes back to the dealer.
+    """
+    step = first
+    dealer.epochs = schedule.max_epochs
+    while step < end:
+        seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
+        most = min(DEAL_SEQUENCES // sequences, dealer.tokens // (seqlen * sequences))
+        batches = min(max(most, 1), schedule.end_of_phase(step) - step)
+        dealt = dealer.deal(seqlen, batches * sequences)
+        for batch in range(batches):
+            if step == end:
+                dealer.take_back(dealt, batch * sequences)
+                return
+            yield step, sequences_of(dealt, batch * sequences, (batch + 1) * sequences)
+            step += 1
+
+
+def sequences_of(packed: Packed, first: int, last: int) -> Packed:
+    """Sequences `first` to `last` - 1 of `packed`, or those of them that there are."""
+    offsets = packed.offsets[min(first, packed.sequences) : min(last, packed.sequences) + 1]
+    pieces = slice(int(offsets[0]), int(offsets[-1]))
+    return Packed(packed.document[pieces], packed.start[pieces], packed.length[pieces], offsets - offsets[0])
+
+
+def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[Batch]:
+    """Every token of `store` once, in batches of `sequences` rows of `seqlen`, always the same: for validation."""
+    schedule = Schedule.constant(seqlen=seqlen, global_batch_sequences=sequences, epochs=1)
+    with CurriculumLoader(store, schedule, seed=0) as loader:
+        yield from loader
+
+
+def _checked(schedule: Schedule, world_size: int) -> Schedule:
+    fewest = min(schedule.phases, key=lambda phase: phase.sequences)
+    if fewest.sequences < world_size:
+        raise ConfigError(
+            "a batch has fewer sequences than there are ranks",
+            where=f"from step {fewest.first_step} on, at seqlen {fewest.seqlen}",
+            found=f"{fewest.sequences} sequences",
+            allowed=f"{world_size} or more",
+            remedy="raise the global batch",
+        )
+    return schedule
+
+
+def _difference(ours: Schedule, theirs: Schedule) -> str:
+    """What a person needs to see of two schedules that differ."""
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in ("total_tokens", "max_epochs")]
+    pairs += [("phases", len(theirs.phases), len(ours.phases))]
+    pairs += [("phase", old, new) for old, new in zip(theirs.phases, ours.phases, strict=False) if old != new][:1]
+    return "; ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)

@@ -1,0 +1,176 @@
+"""The loader: every stored token a target once, the same batches on any ranks, exact resume from any step."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import EOD, documents_of, write_store
+
+from curriculum.loader import CurriculumLoader, full_length_batches
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.reader import Store
+
+LENGTHS = [1 + (i * 37) % 90 for i in range(60)] + [400, 333, 1]
+RAMP = {"seqlen_start": 8, "seqlen_end": 40, "duration_steps": 9, "global_batch_sequences": 5}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store")
+    write_store(path, documents_of(LENGTHS), shards=3, bos_id=49)
+    return Store.open(path)
+
+
+def batches_of(store, schedule, **options):
+    with CurriculumLoader(store, schedule, seed=3, **options) as loader:
+        return list(loader)
+
+
+def same(a, b):
+    fields = ("input_ids", "labels", "position_ids", "cu_seqlens")
+    return (a.step, a.seqlen, a.targets) == (b.step, b.seqlen, b.targets) and all(
+        np.array_equal(getattr(a, field), getattr(b, field)) for field in fields
+    )
+
+
+SCHEDULES = st.one_of(
+    st.builds(
+        Schedule.linear,
+        seqlen_start=st.sampled_from([4, 8, 48]),
+        seqlen_end=st.sampled_from([4, 36, 64]),
+        duration_steps=st.integers(0, 40),
+        seqlen_multiple=st.sampled_from([1, 4]),
+        global_batch_sequences=st.integers(3, 9),
+        epochs=st.integers(1, 3),
+    ),
+    st.builds(
+        Schedule.staged,
+        seqlens=st.just([7, 33, 12]),
+        boundaries=st.just([4, 9]),
+        global_batch_tokens=st.integers(99, 300),
+        epochs=st.integers(1, 2),
+    ),
+)
+
+
+@settings(max_examples=40)
+@given(schedule=SCHEDULES)
+def test_every_stored_token_is_a_target_once_an_epoch_with_its_predecessor_as_input(store, schedule):
+    documents = [store.document(i) for i in range(store.documents)]
+    counts = [np.zeros(n, dtype=int) for n in store.lengths]
+    batches = batches_of(store, schedule)
+    for batch in batches:
+        labels, inputs = batch.labels.ravel(), batch.input_ids.ravel()
+        at = 0
+        for d, s, n in zip(batch.pieces.document, batch.pieces.start, batch.pieces.length, strict=True):
+            counts[d][s : s + n] += 1
+            assert labels[at : at + n].tolist() == documents[d][s : s + n].tolist()
+            assert inputs[at : at + n].tolist() == [49, *documents[d].tolist()][s : s + n]
+            assert batch.position_ids.ravel()[at : at + n].tolist() == list(range(n))
+            at += n
+        assert (labels[at:] == -100).all()
+        assert at == batch.targets == batch.labels.size or batch is batches[-1]
+        spans = np.diff(batch.cu_seqlens)
+        assert spans.sum() == batch.labels.size and (spans > 0).all() and spans.max() == batch.max_seqlen
+        assert set(range(0, batch.labels.size, batch.seqlen)) <= set(batch.cu_seqlens.tolist())
+        assert np.array_equal(np.flatnonzero(batch.position_ids.ravel() == 0), batch.cu_seqlens[:-1])
+        assert batch.labels.shape == (schedule.sequences(batch.step), schedule.seqlen(batch.step))
+    assert all((count == schedule.epochs).all() for count in counts)
+    assert [batch.step for batch in batches] == list(range(len(batches)))
+
+
+@settings(max_examples=15)
+@given(schedule=SCHEDULES, world_size=st.integers(2, 3))
+def test_ranks_together_serve_the_batch_of_one_rank(store, schedule, world_size):
+    alone = batches_of(store, schedule)
+    ranks = [batches_of(store, schedule, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        for field in ("input_ids", "labels", "position_ids"):
+            assert np.array_equal(getattr(whole, field), np.concatenate([getattr(part, field) for part in parts]))
+        assert {part.targets for part in parts} == {whole.targets}
+
+
+@settings(max_examples=15)
+@given(schedule=SCHEDULES, data=st.data())
+def test_resume_at_any_step_goes_on_with_the_very_next_batch_on_any_world_size(store, schedule, data):
+    expected = batches_of(store, schedule)
+    stop = data.draw(st.integers(0, len(expected)))
+    with CurriculumLoader(
+        store, schedule, seed=3, rank=1, world_size=2, prefetch=data.draw(st.integers(1, 4))
+    ) as first:
+        for _ in range(stop):
+            next(first)
+        state = json.loads(json.dumps(first.state_dict()))
+    with CurriculumLoader(store, schedule, seed=3) as second:
+        second.load_state_dict(state)
+        rest = list(second)
+    assert len(rest) == len(expected) - stop
+    assert all(same(a, b) for a, b in zip(expected[stop:], rest, strict=True))
+
+
+@settings(max_examples=15)
+@given(stop=st.integers(0, 12), again=st.integers(1, 6), seqlen=st.sampled_from([8, 24, 64]))
+def test_a_schedule_changed_twice_midway_still_serves_every_token_once(store, stop, again, seqlen):
+    schedules = [
+        Schedule.linear(**RAMP, epochs=1),
+        Schedule.constant(seqlen=seqlen, global_batch_sequences=3, epochs=1),
+        Schedule.constant(seqlen=10, global_batch_sequences=4, epochs=1),
+    ]
+    counts = [np.zeros(n, dtype=int) for n in store.lengths]
+    state, served = None, []
+    for schedule, steps in zip(schedules, (stop, again, 10**6), strict=True):
+        with CurriculumLoader(store, schedule, seed=3) as loader:
+            if state:
+                loader.load_state_dict(state, change_schedule=True)
+            for batch, _ in zip(loader, range(steps), strict=False):
+                served.append(batch)
+            state = loader.state_dict() if steps < 10**6 else state
+            # `zip` takes one batch more from the loader than it pairs with a number
+            state["step"] = len(served)
+    for batch in served:
+        for d, s, n in zip(batch.pieces.document, batch.pieces.start, batch.pieces.length, strict=True):
+            counts[d][s : s + n] += 1
+    assert all((count == 1).all() for count in counts)
+    assert {batch.seqlen for batch in served[stop + again :]} <= {10}
+
+
+def test_another_store_seed_or_schedule_is_refused_by_name(store, tmp_path):
+    schedule = Schedule.linear(**RAMP, epochs=1)
+    write_store(tmp_path, documents_of(LENGTHS, seed=9))
+    with CurriculumLoader(store, schedule, seed=3) as loader:
+        state = loader.state_dict()
+    with pytest.raises(RunError, match="another store"):
+        CurriculumLoader(Store.open(tmp_path), schedule, seed=3).load_state_dict(state)
+    with pytest.raises(RunError, match="another seed"):
+        CurriculumLoader(store, schedule, seed=4).load_state_dict(state)
+    other = Schedule.linear(**{**RAMP, "duration_steps": 10}, epochs=1)
+    with pytest.raises(RunError, match=r"schedule[\s\S]*Phase"):
+        CurriculumLoader(store, other, seed=3).load_state_dict(state)
+
+
+def test_damage_found_in_the_thread_reaches_the_caller(tmp_path):
+    manifest = write_store(tmp_path, documents_of(LENGTHS))
+    path = tmp_path / manifest.shards[0].file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    loader = CurriculumLoader(Store.open(tmp_path), Schedule.linear(**RAMP, epochs=1), seed=1)
+    with pytest.raises(StoreError, match="damaged"):
+        next(loader)
+
+
+def test_impossible_worlds_are_refused(store):
+    schedule = Schedule.constant(seqlen=8, global_batch_sequences=2, epochs=1)
+    with pytest.raises(ConfigError, match="fewer sequences than there are ranks"):
+        CurriculumLoader(store, schedule, seed=1, rank=0, world_size=3)
+    with pytest.raises(ConfigError, match="rank 3 of 3"):
+        CurriculumLoader(store, schedule, seed=1, rank=3, world_size=3)
+
+
+def test_validation_batches_hold_every_token_once(store):
+    batches = list(full_length_batches(store, 32, 4))
+    assert sum(batch.targets for batch in batches) == store.tokens
+    assert sum(int((batch.labels == EOD).sum()) for batch in batches) == store.documents
