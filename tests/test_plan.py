@@ -1,0 +1,74 @@
+"""The plan: its table adds up, and the rehearsal counts what the loader then serves."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import documents_of, write_store
+
+from curriculum.loader import CurriculumLoader
+from curriculum.plan import plan, rehearse
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError
+from pipeline.reader import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store")
+    write_store(path, documents_of([1 + (i * 37) % 90 for i in range(60)]))
+    return Store.open(path)
+
+
+@settings(max_examples=25)
+@given(low=st.integers(1, 40), high=st.integers(1, 40), duration=st.integers(0, 60), total=st.integers(1, 2000))
+def test_the_table_covers_every_step_and_token_once(store, low, high, duration, total):
+    schedule = Schedule.linear(
+        seqlen_start=low,
+        seqlen_end=high,
+        duration_steps=duration,
+        seqlen_multiple=1,
+        global_batch_sequences=3,
+        total_tokens=total,
+    )
+    table = plan(schedule, store)
+    assert len(table.rows) <= 20
+    steps = [step for row in table.rows for step in range(row.first_step, row.last_step + 1)]
+    assert steps == list(range(schedule.total_steps))
+    assert sum(row.tokens for row in table.rows) == table.total_tokens >= total
+    assert all(schedule.seqlen(row.first_step) == row.seqlen_first for row in table.rows)
+    assert all(schedule.seqlen(row.last_step) == row.seqlen_last for row in table.rows)
+    json.dumps(table.to_json())
+
+
+def test_truncation_throws_away_what_the_paper_run_did(store):
+    schedule = Schedule.linear(
+        seqlen_start=8,
+        seqlen_end=1024,
+        duration_steps=60_000,
+        global_batch_sequences=512,
+        total_tokens=157_286_400_000,
+    )
+    store_like = type("Like", (), {"tokens": 10**12, "documents": 1})()
+    assert round(100 * plan(schedule, store_like).thrown_away_by_truncation, 1) == 9.1
+
+
+def test_the_rehearsal_counts_what_the_loader_serves(store):
+    schedule = Schedule.linear(seqlen_start=8, seqlen_end=48, duration_steps=9, global_batch_sequences=4, epochs=2)
+    ledger = rehearse(schedule, store, seed=5)
+    with CurriculumLoader(store, schedule, seed=5) as loader:
+        batches = list(loader)
+    assert ledger.targets == sum(int((batch.labels >= 0).sum()) for batch in batches) == 2 * store.tokens
+    assert ledger.padding == sum(int((batch.labels < 0).sum()) for batch in batches)
+    assert ledger.pieces == sum(len(batch.pieces.document) for batch in batches)
+    assert (ledger.served_least, ledger.served_most) == (2, 2)
+    assert ledger.cuts == ledger.pieces - 2 * store.documents
+    assert ledger.least_cuts == 2 * int(np.sum((store.lengths - 1) // 48))
+
+
+def test_too_little_data_is_refused(store):
+    schedule = Schedule.constant(seqlen=8, global_batch_sequences=1, total_tokens=10**6)
+    with pytest.raises(ConfigError, match="longer than the data"):
+        plan(schedule, store)
