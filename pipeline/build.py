@@ -1,0 +1,392 @@
+"""Units -> shards -> manifest. A killed build goes on at the unit; the manifest, written last, is the commit.
+
+    STORE/.build/plan.json         what is being built: parameters and units; another build cannot go on with it
+    STORE/.build/00007.json        the shards that unit 7 became: written after them, so the unit is done
+    STORE/.build/lock              held while a build runs
+
+Shards are numbered by their unit and depend on it alone: the bytes are the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pipeline.corpus import Document, Reading, Unit, documents, find_files, split_units
+from pipeline.encoding import (
+    Encoder,
+    Vocabulary,
+    append_eod,
+    choose_encoder,
+    load_vocabulary,
+    make_encoder,
+)
+from pipeline.errors import ConfigError, CorpusError, StoreError
+from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
+from pipeline.writer import write_atomically, write_shard
+
+BUILD_FOLDER = ".build"
+BATCH_BYTES = 4 << 20
+SAMPLE_DOCUMENTS = 200
+BAD_KEPT = 5
+"""Bad records of a unit that are described; all are counted."""
+
+Report = Callable[["UnitResult", int], None]
+"""Called after each unit with its result and the number of all units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What a build is asked for."""
+
+    inputs: tuple[str, ...]
+    tokenizer: Path
+    out: Path
+    reading: Reading = field(default_factory=Reading)
+    suffixes: tuple[str, ...] = ()
+    eod: str | None = None
+    bos: str | None = None
+    validation_fraction: float = 0.0
+    unit_bytes: int = 64 << 20
+    workers: int = 1
+    skip_bad: bool = False
+    encoder: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What became of a unit."""
+
+    unit: int
+    shards: list[ShardInfo]
+    text_bytes: int
+    empty: int
+    bad: int
+    bad_examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What `build` did."""
+
+    manifest: Manifest
+    already_built: bool
+    encoder: str
+    encoder_reason: str
+    text_bytes: int
+    """Bytes of text encoded by this call, not by an earlier one that it went on with."""
+    tokens: int
+    seconds: float
+    bad: int
+    bad_examples: list[str]
+
+
+def in_validation(text: str, fraction: float) -> bool:
+    """Whether a document is held out: XXH3-64 of its UTF-8 bytes is below fraction * 2**64. Copies go together."""
+    return fraction > 0 and xxhash.xxh3_64_intdigest(text.encode()) < int(fraction * 2**64)
+
+
+def build(options: BuildOptions, report: Report = lambda result, units: None) -> BuildResult:
+    """Build or go on building the store `options.out`.
+
+    Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
+    """
+    started = time.monotonic()
+    _check(options)
+    vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
+    files = find_files(options.inputs, options.suffixes)
+    parameters = _parameters(options, vocabulary, files)
+    if (options.out / MANIFEST_NAME).exists():
+        manifest = Manifest.load(options.out)
+        _same_parameters(manifest.parameters, parameters, options.out)
+        return _result(manifest, [], started, already_built=True)
+    folder = options.out / BUILD_FOLDER
+    if not folder.exists() and options.out.exists() and any(options.out.iterdir()):
+        raise StoreError(
+            "the output exists and is no store", where=options.out, remedy="choose another --out, or empty the folder"
+        )
+    units = split_units(files, options.unit_bytes, options.reading)
+    with _lock(folder):
+        _begin(folder, parameters)
+        name, reason = choose_encoder(vocabulary, _sample(units, options), options.encoder)
+        job = partial(_build_unit, options=options, vocabulary=vocabulary, encoder=name)
+        done = {int(path.stem): _load_result(path) for path in folder.glob("[0-9]*.json")}
+        fresh = []
+        for result in _run(job, [(i, unit) for i, unit in enumerate(units) if i not in done], options.workers):
+            fresh.append(result)
+            done[result.unit] = result
+            report(result, len(units))
+        manifest = _finish(options, vocabulary, parameters, [done[i] for i in range(len(units))])
+        shutil.rmtree(folder)
+    return _result(manifest, fresh, started, encoder=name, reason=reason)
+
+
+def remove(store: Path) -> None:
+    """Delete a store or an unfinished build. Raises StoreError for a folder that is neither."""
+    if not store.exists():
+        return
+    if not (store / MANIFEST_NAME).exists() and not (store / BUILD_FOLDER).exists() and any(store.iterdir()):
+        raise StoreError("not a store: --force leaves it alone", where=store, remedy="choose another --out")
+    shutil.rmtree(store)
+
+
+def _check(options: BuildOptions) -> None:
+    if not 0 <= options.validation_fraction < 1:
+        raise ConfigError(
+            "odd validation fraction", found=options.validation_fraction, allowed="0 up to, not with, 1"
+        )
+    if options.unit_bytes < 1 or options.workers < 1:
+        found = f"--unit-bytes {options.unit_bytes} --workers {options.workers}"
+        raise ConfigError("unit size and workers must be positive", found=found, allowed="1 or more")
+    if options.reading.separator == "":
+        raise ConfigError("the separator is empty", allowed="any text, such as '<|endoftext|>'")
+
+
+def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Path]) -> dict[str, Any]:
+    """All that decides the bytes of the store."""
+    return {
+        "files": [[str(path), path.stat().st_size] for path in files],
+        "tokenizer": vocabulary.digest,
+        "eod_id": vocabulary.eod_id,
+        "bos_id": vocabulary.bos_id,
+        "text_field": options.reading.text_field,
+        "separator": options.reading.separator,
+        "validation_fraction": options.validation_fraction,
+        "unit_bytes": options.unit_bytes,
+        "skip_bad": options.skip_bad,
+    }
+
+
+def _same_parameters(there: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
+    names = [name for name in asked if there.get(name) != asked[name]]
+    if names:
+        raise StoreError(
+            "the output exists and was built from something else",
+            where=where,
+            found="; ".join(
+                f"{name}: {_short(there.get(name))} there, {_short(asked[name])} asked" for name in names
+            ),
+            remedy="choose another --out, or build it anew: --force",
+        )
+
+
+def _short(value: Any) -> str:
+    text = f"{len(value)} files" if isinstance(value, list) else str(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("w")
+    except OSError as error:
+        raise StoreError(
+            "cannot write here", where=folder.parent, found=error, remedy="choose another --out"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError("another build of this store is running", where=folder.parent, remedy="wait") from None
+        yield
+
+
+def _begin(folder: Path, parameters: dict[str, Any]) -> None:
+    plan = folder / "plan.json"
+    if plan.exists():
+        _same_parameters(json.loads(plan.read_bytes()), parameters, folder.parent)
+    else:
+        write_atomically(plan, lambda path: _write_json(path, parameters))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _load_result(path: Path) -> UnitResult:
+    data = json.loads(path.read_bytes())
+    return UnitResult(**{**data, "shards": [ShardInfo(**shard) for shard in data["shards"]]})
+
+
+def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
+    """Documents from the first, middle and last unit."""
+    chosen = [units[i] for i in sorted({0, len(units) // 2, len(units) - 1})]
+    each = SAMPLE_DOCUMENTS // len(chosen)
+    found = (islice(documents(unit, options.reading, lambda error: None), each) for unit in chosen)
+    return [document.text[:100_000] for part in found for document in part]
+
+
+def _run(job: Callable[..., UnitResult], tasks: list[tuple[int, Unit]], workers: int) -> Iterator[UnitResult]:
+    if workers == 1 or len(tasks) <= 1:
+        for index, unit in tasks:
+            yield job(index, unit)
+        return
+    with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
+        futures = [pool.submit(job, index, unit) for index, unit in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _build_unit(index: int, unit: Unit, *, options: BuildOptions, vocabulary: Vocabulary, encoder: str) -> UnitResult:
+    bad: list[str] = []
+    counts = {"bad": 0, "empty": 0, "bytes": 0}
+
+    def on_bad(error: CorpusError) -> None:
+        if not options.skip_bad:
+            raise error
+        counts["bad"] += 1
+        if len(bad) < BAD_KEPT:
+            bad.append(str(error))
+
+    shards: list[ShardInfo] = []
+    engine = make_encoder(encoder, vocabulary.data)
+    pending = {split: _Pending() for split in SPLIT_FOLDERS}
+    parts = dict.fromkeys(SPLIT_FOLDERS, 0)
+
+    def flush(split: str) -> None:
+        if pending[split].rows:
+            part = f".{parts[split]:03d}" if parts[split] else ""
+            file = f"{SPLIT_FOLDERS[split]}/{index:05d}{part}.arrow"
+            shards.append(write_shard(options.out, file, split, unit.name, *pending[split].columns()))
+            parts[split] += 1
+            pending[split] = _Pending()
+
+    texts = (d for d in documents(unit, options.reading, on_bad))
+    for batch in _batches(texts, counts):
+        for split, chosen in _by_split(batch, options.validation_fraction):
+            pending[split].add(engine, chosen, vocabulary)
+            if pending[split].text_bytes >= 2 * options.unit_bytes:
+                flush(split)
+    for split in SPLIT_FOLDERS:
+        flush(split)
+    result = UnitResult(
+        unit=index,
+        shards=shards,
+        text_bytes=counts["bytes"],
+        empty=counts["empty"],
+        bad=counts["bad"],
+        bad_examples=bad,
+    )
+    sidecar = options.out / BUILD_FOLDER / f"{index:05d}.json"
+    write_atomically(sidecar, lambda path: _write_json(path, dataclasses.asdict(result)))
+    return result
+
+
+class _Pending:
+    """Encoded documents of a shard in the making."""
+
+    def __init__(self) -> None:
+        self.tokens: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
+        self.rows: list[int] = []
+        self.text_bytes = 0
+
+    def add(self, encoder: Encoder, chosen: list[Document], vocabulary: Vocabulary) -> None:
+        ids, offsets = encoder.encode([document.text for document in chosen])
+        tokens, lengths = append_eod(ids, offsets, vocabulary.eod_id, vocabulary.dtype)
+        self.tokens.append(tokens)
+        self.lengths.append(lengths)
+        self.rows += [document.row for document in chosen]
+        self.text_bytes += sum(len(document.text) for document in chosen)
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.concatenate(self.tokens), np.concatenate(self.lengths), np.array(self.rows, dtype=np.int64)
+
+
+def _batches(found: Iterable[Document], counts: dict[str, int]) -> Iterator[list[Document]]:
+    """Batches of about BATCH_BYTES of text; empty texts are counted and left out."""
+    batch: list[Document] = []
+    size = 0
+    for document in found:
+        if not document.text:
+            counts["empty"] += 1
+            continue
+        batch.append(document)
+        size += len(document.text)
+        counts["bytes"] += len(document.text.encode())
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _by_split(batch: list[Document], fraction: float) -> Iterator[tuple[str, list[Document]]]:
+    held_out = [in_validation(document.text, fraction) for document in batch]
+    for split, wanted in (("train", False), ("validation", True)):
+        if chosen := [document for document, held in zip(batch, held_out, strict=True) if held is wanted]:
+            yield split, chosen
+
+
+def _finish(
+    options: BuildOptions, vocabulary: Vocabulary, parameters: dict[str, Any], results: list[UnitResult]
+) -> Manifest:
+    shards = [shard for result in results for shard in result.shards]
+    if not any(shard.split == "train" for shard in shards):
+        shutil.rmtree(options.out / BUILD_FOLDER)
+        raise CorpusError(
+            "no document to train on: the corpus is empty",
+            where=", ".join(options.inputs[:3]),
+            found=f"{sum(r.bad for r in results)} bad and {sum(r.empty for r in results)} empty records",
+            remedy="check the input, --text-field and --validation-fraction",
+        )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        tokenizer_digest=vocabulary.digest,
+        vocab_size=vocabulary.size,
+        token_dtype=str(vocabulary.dtype),
+        eod_id=vocabulary.eod_id,
+        bos_id=vocabulary.bos_id,
+        shards=shards,
+        parameters=parameters,
+        skipped=sum(result.bad + result.empty for result in results),
+    )
+    write_atomically(options.out / TOKENIZER_NAME, lambda path: _write_bytes(path, vocabulary.data))
+    write_atomically(options.out / MANIFEST_NAME, lambda path: _write_json(path, manifest.to_json()))
+    return manifest
+
+
+def _result(
+    manifest: Manifest,
+    results: list[UnitResult],
+    started: float,
+    *,
+    already_built: bool = False,
+    encoder: str = "",
+    reason: str = "",
+) -> BuildResult:
+    return BuildResult(
+        manifest=manifest,
+        already_built=already_built,
+        encoder=encoder,
+        encoder_reason=reason,
+        text_bytes=sum(result.text_bytes for result in results),
+        tokens=sum(shard.tokens for result in results for shard in result.shards),
+        seconds=time.monotonic() - started,
+        bad=sum(result.bad for result in results),
+        bad_examples=[example for result in results for example in result.bad_examples][:BAD_KEPT],
+    )

@@ -1,0 +1,319 @@
+"""`slw-prep`: text -> tokens -> shards, offline. Heavy imports stay inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.command import Group, echo_json
+
+if TYPE_CHECKING:
+    from pipeline.build import BuildResult, UnitResult
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+INPUTS = click.argument("inputs", nargs=-1, required=True)
+TEXT_FIELD = click.option("--text-field", default="text", show_default=True, help="Field or column with the text.")
+SEPARATOR = click.option("--separator", help="Split text files here; without it a file is a document.")
+SUFFIX = click.option("--suffix", "suffixes", multiple=True, help="Take such text files from folders too: .py")
+FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes such as 64M."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse 1000, 64K, 64M or 2G (powers of 1024)."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().removesuffix("B")
+        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+        try:
+            return int(text.rstrip("KMG")) * factor
+        except ValueError:
+            self.fail(f"{value!r} is not a number of bytes such as 64M", param, ctx)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slw")
+def main() -> None:
+    """Tokenise a corpus once into immutable, length-indexed shards.
+
+    \b
+    slw-prep tokenizer books.jsonl --vocab-size 32000 --out tokenizer.json
+    slw-prep build books.jsonl --tokenizer tokenizer.json --out shards/books
+    slw-prep info shards/books
+    """
+
+
+@main.command()
+@INPUTS
+@click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="A tokenizer.json.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to make.")
+@TEXT_FIELD
+@SEPARATOR
+@SUFFIX
+@click.option("--eod", help="The end-of-document token, where its name is unusual.")
+@click.option("--bos", help="The beginning-of-document token, where its name is unusual.")
+@click.option(
+    "--validation-fraction", default=0.0, show_default=True, help="Share of documents held out, by content."
+)
+@click.option("--unit-bytes", type=Bytes(), default="64M", show_default=True, help="Input of one unit: one shard.")
+@click.option("--workers", default=1, show_default=True, help="Processes; the encoder has threads of its own.")
+@click.option("--skip-bad", is_flag=True, help="Leave out bad records, count and report them.")
+@click.option("--encoder", type=click.Choice(["auto", "fastokens", "tokenizers"]), default="auto", show_default=True)
+@FORCE
+@JSON
+def build(
+    inputs: tuple[str, ...],
+    tokenizer: Path,
+    out: Path,
+    text_field: str,
+    separator: str | None,
+    suffixes: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Build STORE from .jsonl, .txt and .parquet files, plain, .gz or .zst; folders and patterns too.
+
+    A rerun of the same command goes on where a killed one stopped.
+
+    \b
+    slw-prep build books.jsonl --tokenizer tokenizer.json --out shards/books --validation-fraction 0.01
+    slw-prep build 'src/**/*.py' --tokenizer tokenizer.json --out shards/code
+    """
+    from pipeline import build as builder
+    from pipeline.corpus import Reading
+    from pipeline.progress import ProgressLine
+
+    if force:
+        builder.remove(out)
+    reading = Reading(text_field=text_field, separator=separator)
+    settings = builder.BuildOptions(
+        inputs=inputs, tokenizer=tokenizer, out=out, reading=reading, suffixes=suffixes, **options
+    )
+    with ProgressLine("building", 1) as progress:
+        result = builder.build(settings, _reporter(progress))
+    _say_built(result, out, as_json)
+
+
+@main.command()
+@INPUTS
+@click.option("--vocab-size", required=True, type=int, help="Tokens, 257 or more.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The tokenizer.json to make.")
+@TEXT_FIELD
+@SEPARATOR
+@SUFFIX
+@FORCE
+@JSON
+def tokenizer(
+    inputs: tuple[str, ...],
+    vocab_size: int,
+    out: Path,
+    text_field: str,
+    separator: str | None,
+    suffixes: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Train a byte-level BPE tokenizer on a corpus.
+
+    \b
+    slw-prep tokenizer books.jsonl --vocab-size 32000 --out tokenizer.json
+    """
+    from pipeline.corpus import Reading
+    from pipeline.vocabulary import END_OF_DOCUMENT, train_tokenizer
+
+    seen = [0, 0]
+
+    def count(size: int) -> None:
+        seen[0] += 1
+        seen[1] += size
+
+    reading = Reading(text_field=text_field, separator=separator)
+    trained = train_tokenizer(
+        inputs, out, vocab_size=vocab_size, reading=reading, suffixes=suffixes, force=force, on_document=count
+    )
+    facts = {"out": str(out), "vocab_size": trained.get_vocab_size(), "eod": END_OF_DOCUMENT, "documents": seen[0]}
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(
+            f"{out}: {facts['vocab_size']:,} tokens from {seen[0]:,} documents, {seen[1] / 1e6:.1f} MB of text"
+        )
+
+
+@main.command()
+@STORE
+@JSON
+def info(store: Path, as_json: bool) -> None:
+    """What STORE holds: documents, tokens, and how long the documents are.
+
+    \b
+    slw-prep info shards/books
+    """
+    from pipeline.report import render, summary
+
+    facts = summary(store)
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(render(facts))
+
+
+@main.command()
+@STORE
+@JSON
+def verify(store: Path, as_json: bool) -> None:
+    """Read all of STORE and compare it with its manifest; exit status 1 where anything is damaged.
+
+    \b
+    slw-prep verify shards/books
+    """
+    from pipeline.format import Manifest
+    from pipeline.progress import ProgressLine
+    from pipeline.verify import verify as check
+
+    shards = Manifest.load(store).shards
+    done = [0]
+    with ProgressLine("verifying", sum(shard.bytes for shard in shards)) as progress:
+
+        def count(shard: Any) -> None:
+            done[0] += shard.bytes
+            progress.update(done[0], shard.file)
+
+        damage = check(store, count)
+    if as_json:
+        echo_json({"store": str(store), "sound": not damage, "damage": [dataclasses.asdict(d) for d in damage]})
+    elif not damage:
+        click.echo(f"{store}: {len(shards)} shards, {sum(s.tokens for s in shards):,} tokens, all sound")
+    else:
+        for part in damage:
+            click.echo(f"damaged: {store / part.file}: {part.what}")
+        click.echo(
+            f"{len(damage)} of {len(shards)} shards damaged; build the store again: slw-prep build ... --force"
+        )
+    sys.exit(1 if damage else 0)
+
+
+@main.command()
+@STORE
+@click.option("--document", "index", type=int, required=True, help="Its number, from 0.")
+@click.option("--split", default="train", show_default=True)
+@JSON
+def show(store: Path, index: int, split: str, as_json: bool) -> None:
+    """Print one document of STORE, decoded.
+
+    \b
+    slw-prep show shards/books --document 17
+    """
+    from tokenizers import Tokenizer
+
+    from pipeline.reader import Store
+
+    opened = Store.open(store, split)
+    ids = opened.document(index).tolist()
+    text = Tokenizer.from_file(str(opened.tokenizer_path)).decode(ids, skip_special_tokens=False)
+    if as_json:
+        echo_json({"document": index, "split": split, "tokens": ids, "text": text})
+    else:
+        click.echo(text)
+
+
+@main.command()
+@STORE
+@click.option("--seqlen", type=int, required=True, help="Tokens of a sequence.")
+@click.option("--split", default="train", show_default=True)
+@JSON
+def pack(store: Path, seqlen: int, split: str, as_json: bool) -> None:
+    """Pack all documents of STORE into sequences and report cuts and padding; writes nothing.
+
+    \b
+    slw-prep pack shards/books --seqlen 1024
+    """
+    from pipeline.packing import least_cuts
+    from pipeline.packing import pack as pack_lengths
+    from pipeline.reader import Store
+
+    lengths = Store.open(store, split).lengths
+    packed = pack_lengths(lengths, seqlen)
+    cuts, least = len(packed.document) - len(lengths), least_cuts(lengths, seqlen)
+    facts = {
+        "store": str(store),
+        "seqlen": seqlen,
+        "documents": len(lengths),
+        "sequences": packed.sequences,
+        "padding": packed.padding(seqlen),
+        "cuts": cuts,
+        "least_cuts": least,
+        "excess_cuts_per_document": (cuts - least) / max(len(lengths), 1),
+    }
+    if as_json:
+        echo_json(facts)
+        return
+    click.echo(
+        f"{len(lengths):,} documents in {packed.sequences:,} sequences of {seqlen:,}: "
+        f"{facts['padding']:,} positions of padding, {cuts:,} cuts where {least:,} are the least possible "
+        f"({facts['excess_cuts_per_document']:.4f} in excess a document)"
+    )
+
+
+def _reporter(progress: Any) -> Any:
+    import time
+
+    started, seen = time.monotonic(), [0, 0, 0]
+
+    def report(result: UnitResult, units: int) -> None:
+        seen[0] += 1
+        seen[1] += result.text_bytes
+        seen[2] += sum(shard.tokens for shard in result.shards)
+        elapsed = max(time.monotonic() - started, 1e-9)
+        rate = f"{seen[1] / elapsed / 1e6:.1f} MB/s  {seen[2] / elapsed / 1e6:.2f} M tokens/s"
+        progress.total = units
+        progress.update(seen[0], rate)
+
+    return report
+
+
+def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
+    manifest = result.manifest
+    rate = result.tokens / max(result.seconds, 1e-9)
+    facts = {
+        "store": str(out),
+        "already_built": result.already_built,
+        "documents": manifest.documents(),
+        "tokens": manifest.tokens(),
+        "validation_documents": manifest.documents("validation"),
+        "validation_tokens": manifest.tokens("validation"),
+        "shards": len(manifest.shards),
+        "skipped": manifest.skipped,
+        "bad": result.bad,
+        "encoder": result.encoder,
+        "seconds": round(result.seconds, 3),
+        "tokens_per_s": round(rate),
+    }
+    for example in result.bad_examples:
+        click.echo(f"left out: {example}", err=True)
+    if as_json:
+        echo_json(facts)
+        return
+    if result.already_built:
+        click.echo(f"{out}: already built, {manifest.documents():,} documents, {manifest.tokens():,} tokens")
+        return
+    click.echo(
+        f"{out}: {manifest.documents():,} documents, {manifest.tokens():,} tokens to train on, "
+        f"{manifest.documents('validation'):,} and {manifest.tokens('validation'):,} held out, "
+        f"{manifest.skipped:,} records left out ({result.bad:,} bad)"
+    )
+    click.echo(
+        f"{result.seconds:.1f} s: {rate / 1e6:.2f} M tokens/s, {result.text_bytes / 1e6 / result.seconds:.1f} MB/s "
+        f"with {result.encoder} ({result.encoder_reason})"
+    )
+    click.echo(f"next: slw-prep info {out}")

@@ -1,0 +1,78 @@
+"""Read a whole store and compare it with its manifest; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo, length_histogram, shard_schema
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong."""
+
+    file: str
+    what: str
+
+
+def verify(store: Path, on_shard: Callable[[ShardInfo], None] = lambda shard: None) -> list[Damage]:
+    """Everything wrong with STORE, in shard order; empty for a sound one.
+
+    Raises StoreError where there is no readable manifest.
+    """
+    manifest = Manifest.load(store)
+    damage = []
+    tokenizer = store / TOKENIZER_NAME
+    if not tokenizer.is_file():
+        damage.append(Damage(TOKENIZER_NAME, "missing"))
+    elif xxhash.xxh3_128_hexdigest(tokenizer.read_bytes()) != manifest.tokenizer_digest:
+        damage.append(Damage(TOKENIZER_NAME, "digest differs from the manifest"))
+    for shard in manifest.shards:
+        what = _damage_of(store / shard.file, shard, manifest)
+        if what:
+            damage.append(Damage(shard.file, what))
+        on_shard(shard)
+    return damage
+
+
+def _damage_of(path: Path, shard: ShardInfo, manifest: Manifest) -> str | None:
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != shard.bytes:
+        return f"{path.stat().st_size} bytes, {shard.bytes} in the manifest"
+    with pa.memory_map(str(path)) as source:
+        if xxhash.xxh3_128_hexdigest(source.read_buffer()) != shard.digest:
+            return "digest differs from the manifest"
+        source.seek(0)
+        try:
+            batch = pa.ipc.open_stream(source).read_next_batch()
+            batch.validate(full=True)
+        except (pa.ArrowException, ValueError, StopIteration) as error:
+            return f"not a readable Arrow stream: {error}"
+        return _damage_of_batch(batch, shard, manifest)
+
+
+def _damage_of_batch(batch: pa.RecordBatch, shard: ShardInfo, manifest: Manifest) -> str | None:  # noqa: PLR0911
+    if batch.schema != shard_schema(np.dtype(manifest.token_dtype)):
+        return f"unexpected columns: {batch.schema}"
+    column = batch.column("tokens")
+    offsets = column.offsets.to_numpy()
+    tokens = column.values.to_numpy()
+    if len(column) != shard.documents or len(tokens) != shard.tokens:
+        return f"{len(column)} documents of {len(tokens)} tokens, not {shard.documents} of {shard.tokens}"
+    lengths = np.diff(offsets)
+    if offsets[0] != 0 or len(lengths) == 0 or lengths.min() < 1:
+        return "an empty document"
+    if length_histogram(lengths) != shard.length_histogram:
+        return "lengths differ from the manifest's histogram"
+    if int(tokens.max()) >= manifest.vocab_size:
+        return f"token {int(tokens.max())} in a vocabulary of {manifest.vocab_size}"
+    if not (tokens[offsets[1:] - 1] == manifest.eod_id).all():
+        return "a document without its end-of-document token"
+    return None

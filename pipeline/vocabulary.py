@@ -1,0 +1,68 @@
+"""Train a byte-level BPE tokenizer on a corpus, as GPT-2's was, with Hugging Face `tokenizers`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.corpus import Reading, documents, find_files, split_units
+from pipeline.errors import ConfigError, CorpusError, StoreError
+from pipeline.writer import write_atomically
+
+END_OF_DOCUMENT = "<|endoftext|>"
+LEAST_SIZE = 257
+"""256 bytes and the end-of-document token."""
+
+
+def train_tokenizer(
+    inputs: tuple[str, ...],
+    out: Path,
+    *,
+    vocab_size: int,
+    reading: Reading,
+    suffixes: tuple[str, ...] = (),
+    force: bool = False,
+    on_document: Callable[[int], None] = lambda text_bytes: None,
+) -> Tokenizer:
+    """Train on all documents of `inputs` and save OUT, a tokenizer.json.
+
+    Raises ConfigError for a vocabulary under 257, StoreError where OUT exists, CorpusError for the corpus.
+    """
+    if vocab_size < LEAST_SIZE:
+        raise ConfigError(
+            "vocabulary too small", found=vocab_size, allowed=f"{LEAST_SIZE} or more: bytes and the end"
+        )
+    if out.exists() and not force:
+        raise StoreError("the output exists", where=out, remedy="choose another --out, or replace it: --force")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    seen = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal seen
+        for unit in split_units(find_files(inputs, suffixes), 1 << 30, reading):
+            for document in documents(unit, reading, _raise):
+                seen += len(document.text)
+                on_document(len(document.text))
+                yield document.text
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    if not seen:
+        raise CorpusError(
+            "the corpus is empty", where=", ".join(inputs[:3]), remedy="check the input and --text-field"
+        )
+    write_atomically(out, lambda path: tokenizer.save(str(path)))
+    return tokenizer
+
+
+def _raise(error: CorpusError) -> None:
+    raise error

@@ -1,0 +1,99 @@
+"""A shard: written beside its place, flushed to the disk, then renamed. A reader sees it whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from pipeline.errors import StoreError
+from pipeline.format import ShardInfo, length_histogram, shard_schema
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary file in the folder of `path`, fsync it, rename it to `path`, fsync the folder.
+
+    Raises StoreError where the disk is full or cannot be written; then nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            "cannot write",
+            where=path,
+            found=error,
+            remedy="make room or choose another place; the same command goes on where it stopped",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(
+    store: Path, file: str, split: str, unit: str, tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray
+) -> ShardInfo:
+    """Write documents of `lengths` (int64 [documents]) out of `tokens` (uint16 or uint32) as STORE/`file`."""
+    schema = shard_schema(tokens.dtype)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int64())
+    column = pa.LargeListArray.from_arrays(offsets, pa.array(tokens), type=schema.field("tokens").type)
+    batch = pa.RecordBatch.from_arrays([column, pa.array(rows, type=pa.int64())], schema=schema)
+    sink = _Digesting()
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            sink.stream = stream
+            with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), schema) as writer:
+                writer.write_batch(batch)
+
+    write_atomically(store / file, write)
+    return ShardInfo(
+        file=file,
+        split=split,
+        digest=sink.digest.hexdigest(),
+        bytes=sink.size,
+        documents=len(lengths),
+        tokens=len(tokens),
+        length_histogram=length_histogram(lengths),
+        unit=unit,
+    )
+
+
+class _Digesting:
+    """A file object that digests what passes through it, so that the shard is not read again."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.stream: Any = None
+        self.digest = xxhash.xxh3_128()
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.stream.write(view)
+        self.digest.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
