@@ -125,3 +125,33 @@ def rehearse(schedule: Schedule, store: Store, seed: int) -> Ledger:
         cuts=pieces - int(np.count_nonzero(served)) * max(dealer.epoch, 1),
         least_cuts=least_cuts(store.lengths, schedule.max_seqlen) * max(dealer.epoch, 1),
     )
+
+
+def render(table: Plan) -> str:
+    """The plan as text."""
+    heads = ("steps", "seqlen", "sequences", "tokens", "tokens before")
+    lines = [heads]
+    for row in table.rows:
+        seqlens = {row.seqlen_first, row.seqlen_last}
+        seqlen = " to ".join(f"{n:,}" for n in (sorted(seqlens) if row.seqlen_first <= row.seqlen_last else seqlens))
+        steps = f"{row.first_step:,} to {row.last_step:,}"
+        lines.append((steps, seqlen, f"{row.sequences:,}", f"{row.tokens:,}", f"{row.tokens_before:,}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    text.append(
+        f"\n{table.total_steps:,} steps, {table.total_tokens:,} tokens: "
+        f"{table.total_tokens / table.store_tokens:.2f} epochs of {table.documents:,} documents, "
+        f"{table.lengths_in_use} lengths"
+    )
+    text.append(
+        f"cutting full-length samples down would throw away {table.thrown_away_by_truncation:.1%} of what it reads"
+    )
+    if ledger := table.ledger:
+        served = {ledger.served_least, ledger.served_most}
+        times = " or ".join(str(n) for n in sorted(served))
+        text.append(
+            f"dealt: {ledger.targets:,} targets, {ledger.padding:,} padding; each document served {times} times; "
+            f"{ledger.cuts:,} cuts ({ledger.least_cuts:,} the least possible at seqlen "
+            f"{max(row.seqlen_last for row in table.rows):,} throughout)"
+        )
+    return "\n".join(text)

@@ -1,0 +1,129 @@
+"""`slw-train`: batches -> weights, metrics, pictures. Heavy imports stay inside the commands: --help is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.command import Group, echo_json
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slw")
+def main() -> None:
+    """Train a GPT with a sequence length schedule and watch its stability.
+
+    \b
+    slw-train plan run.toml
+    slw-train run run.toml optimizer.lr=1e-3
+    slw-train compare runs/slw runs/constant --out compare.png
+    """
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@JSON
+def plan(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """The whole run as a table, before it starts: lengths, steps, tokens, and what the dealer will serve.
+
+    \b
+    slw-train plan run.toml curriculum.duration_steps=20_000
+    """
+    from curriculum.plan import plan as make_plan
+    from curriculum.plan import rehearse, render
+    from pipeline.reader import Store
+    from train.config import load_config
+
+    settings = load_config(config, overrides)
+    store, schedule = Store.open(settings.store), settings.schedule()
+    table = dataclasses.replace(make_plan(schedule, store), ledger=rehearse(schedule, store, settings.run.seed))
+    if as_json:
+        echo_json(table.to_json())
+    else:
+        click.echo(render(table))
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--force", is_flag=True, help="Start over: delete the run that is there.")
+@click.option("--change-schedule", is_flag=True, help="Go on with another schedule; what was served stays served.")
+@JSON
+def run(config: Path, overrides: tuple[str, ...], force: bool, change_schedule: bool, as_json: bool) -> None:
+    """Train as CONFIG.toml says; the same command goes on where a stopped or killed run left off.
+
+    \b
+    slw-train run run.toml run.dir=runs/hot optimizer.lr=2e-3
+    """
+    from train.config import load_config
+    from train.loop import run as train
+
+    settings = load_config(config, overrides)
+    outcome = train(
+        settings, force=force, change_schedule=change_schedule, warn=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        echo_json(dataclasses.asdict(outcome))
+    else:
+        loss = "" if outcome.validation_loss is None else f", validation loss {outcome.validation_loss:.4f}"
+        done = "" if outcome.finished else "stopped; the same command goes on: "
+        click.echo(
+            f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
+            f"{outcome.spikes} spikes, {outcome.elapsed_s:.0f} s"
+        )
+    sys.exit(0 if outcome.finished else 130)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The picture: .png, .svg or .pdf.")
+@JSON
+def compare(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Put runs side by side: a table, and a picture with --out.
+
+    \b
+    slw-train compare runs/slw runs/constant --out compare.png
+    """
+    from train.compare import draw, render, summarise
+
+    rows = [summarise(path) for path in runs]
+    if out:
+        draw(runs, out)
+    if as_json:
+        echo_json({"runs": rows, "picture": str(out) if out else None})
+    else:
+        click.echo(render(rows))
+        if out:
+            click.echo(f"picture: {out}")
+
+
+@main.command()
+@RUN
+@click.option("--prompt", default="", help="Text to go on from.")
+@click.option("--tokens", default=100, show_default=True, help="Most tokens to add.")
+@click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", default=50, show_default=True, help="Choose among so many tokens; 0: all.")
+@click.option("--seed", default=1, show_default=True)
+@JSON
+def sample(run: Path, prompt: str, tokens: int, temperature: float, top_k: int, seed: int, as_json: bool) -> None:
+    """Let a trained run write.
+
+    \b
+    slw-train sample runs/slw --prompt "def read(" --tokens 80
+    """
+    from train.sample import sample as write
+
+    text = write(run, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    if as_json:
+        echo_json({"run": str(run), "prompt": prompt, "text": text})
+    else:
+        click.echo(text)

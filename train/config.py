@@ -1,0 +1,233 @@
+"""A run as TOML with `key=value` overrides; a key that nobody knows is refused with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError
+
+PRESETS: dict[str, dict[str, int]] = {
+    "gpt2-nano": {"layers": 3, "width": 128, "heads": 4},
+    "gpt2-micro": {"layers": 6, "width": 256, "heads": 8},
+    "gpt2-124m": {"layers": 12, "width": 768, "heads": 12},
+    "gpt2-355m": {"layers": 24, "width": 1024, "heads": 16},
+    "gpt2-774m": {"layers": 36, "width": 1280, "heads": 20},
+    "gpt2-1.5b": {"layers": 48, "width": 1600, "heads": 25},
+}
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are not coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """[model]: a preset, then single values."""
+
+    preset: str = "gpt2-124m"
+    layers: int = Field(0, ge=0)
+    width: int = Field(0, ge=0)
+    heads: int = Field(0, ge=0)
+    mask: Literal["document", "causal"] = "document"
+    """"document": attention stays within a piece of a document. "causal": it sees the whole row before it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        name = data.get("preset", "gpt2-124m")
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        return {**PRESETS[name], **data}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.layers, self.width, self.heads) < 1:
+            raise ValueError("layers, width and heads must be positive")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class CurriculumConfig(Section):
+    """[curriculum]: which of these a pacing uses, `Schedule` checks."""
+
+    pacing: Literal["constant", "linear", "root", "staged"] = "constant"
+    seqlen: int | None = None
+    seqlen_start: int | None = None
+    seqlen_end: int | None = None
+    duration_steps: int | None = None
+    seqlen_multiple: int | None = None
+    degree: int | None = None
+    seqlens: list[int] | None = None
+    boundaries: list[int] | None = None
+
+
+class BatchConfig(Section):
+    """[batch]: one of the two global sizes."""
+
+    global_batch_sequences: int | None = Field(None, ge=1)
+    global_batch_tokens: int | None = Field(None, ge=1)
+    micro_batch_tokens: int = Field(16_384, ge=1)
+    """Most tokens of one forward and backward; at least one sequence."""
+
+
+class OptimizerConfig(Section):
+    """[optimizer]: AdamW. The learning rate warms up by steps and decays by tokens."""
+
+    lr: float = Field(6e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_tokens: int | None = Field(None, ge=1)
+    """Where the decay ends; default: with the run."""
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0 does not clip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, found {list(self.betas)}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        return self
+
+
+class RunConfig(Section):
+    """[run]: where it is kept and when it ends."""
+
+    dir: Path
+    total_tokens: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    max_epochs: int = Field(1, ge=1)
+    seed: int = Field(1, ge=0)
+    checkpoint_every_steps: int = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    validate_every_steps: int = Field(250, ge=1)
+    validation_tokens: int = Field(200_000, ge=1)
+    """Most held-out tokens of one validation, rounded up to whole batches."""
+    device: str = "auto"
+    """"auto": cuda where there is one, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; "auto": bfloat16 on cuda, else float32. Weights are float32."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    store: Path
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
+    curriculum: CurriculumConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
+    run: RunConfig
+
+    def schedule(self) -> Schedule:
+        """The run's schedule. Raises ConfigError where [curriculum], [batch] and [run] do not fit together."""
+        batch = self.batch.model_dump(exclude={"micro_batch_tokens"})
+        return Schedule.from_settings(
+            self.curriculum.model_dump(exclude_none=True),
+            batch,
+            total_tokens=self.run.total_tokens,
+            epochs=self.run.epochs,
+            max_epochs=self.run.max_epochs,
+        )
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`.
+
+    Raises ConfigError: no such file, no TOML, an unknown key, or a value that is not allowed.
+    """
+    if not path.is_file():
+        raise ConfigError("no config file here", where=path, remedy="scripts/demo-slw.toml is one to start from")
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("not TOML", where=path, found=error) from error
+    for override in overrides:
+        _override(data, override)
+    return parse_config(data, where=str(path))
+
+
+def parse_config(data: dict[str, Any], *, where: str) -> Config:
+    """Check `data` against `Config`; raises ConfigError naming `where`, the key, and what is allowed."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _explained(dict(first), where, len(error.errors())) from error
+
+
+def known_keys() -> list[str]:
+    """All dotted keys of a config: store, model.preset, ..."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys += [f"{name}.{key}" for key in section.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError("an override is key=value", found=text, allowed="for example optimizer.lr=1e-3")
+    key = key.strip()
+    if key not in known_keys():
+        ends = [known for known in known_keys() if known.endswith(f".{key}")]
+        if len(ends) != 1:
+            raise _unknown(key, "command line")
+        key = ends[0]
+    *sections, leaf = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+    data[leaf] = _parse_value(value.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare string: run.dir=runs/a
+
+
+def _unknown(key: str, where: str) -> ConfigError:
+    keys = known_keys()
+    leaves = {known.split(".")[-1]: known for known in keys}
+    close = difflib.get_close_matches(key, keys, 1, 0.5)
+    near_leaves = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], list(leaves), 1, 0.5)
+    close = close or [leaves[leaf] for leaf in near_leaves]
+    return ConfigError(
+        "unknown key",
+        where=where,
+        found=key,
+        allowed=None if close else ", ".join(keys),
+        remedy=f"did you mean {close[0]}?" if close else None,
+    )
+
+
+def _explained(error: dict[str, Any], where: str, count: int) -> ConfigError:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return _unknown(key, where)
+    missing = error["type"] == "missing"
+    return ConfigError(
+        f"{key} is missing" if missing else f"{key or 'the config'} is not allowed so",
+        where=where,
+        found=None if missing or isinstance(error["input"], dict) else error["input"],
+        allowed=None if missing else error["msg"].removeprefix("Value error, "),
+        remedy=f"there are {count} such errors; this is the first" if count > 1 else None,
+    )

@@ -1,0 +1,317 @@
+"""The training loop: read it from `run` downwards."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from curriculum.loader import Batch, CurriculumLoader, full_length_batches
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError, RunError
+from pipeline.progress import ProgressLine
+from pipeline.reader import Store
+from train import checkpoint
+from train.config import Config
+from train.data import micro_batches
+from train.metrics import MetricsFile
+from train.model import GPT2
+from train.optimizer import learning_rate, make_optimizer
+from train.stability import LossRatio, adam_variance
+
+CONFIG_NAME = "config.json"
+FREE_KEYS = {
+    "run.dir",
+    "run.device",
+    "run.checkpoint_every_steps",
+    "run.keep_checkpoints",
+    "run.validate_every_steps",
+}
+"""What may differ at a resume without changing the run."""
+SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")
+
+
+@dataclass
+class Progressed:
+    """Where a run is; kept in checkpoints."""
+
+    step: int = 0
+    """Updates done."""
+    tokens_seen: int = 0
+    elapsed_s: float = 0.0
+    """Training alone, without validation and checkpoints."""
+    loss_least: float = math.inf
+    spikes: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with."""
+
+    dir: str
+    finished: bool
+    """False where a signal stopped it."""
+    step: int
+    tokens_seen: int
+    validation_loss: float | None
+    """At full length, nats a token; None without held-out documents."""
+    spikes: int
+    elapsed_s: float
+
+
+class Run:
+    """Everything that lives as long as a run."""
+
+    def __init__(self, config: Config, warn: Callable[[str], None]) -> None:
+        self.config = config
+        self.warn = warn
+        self.store = Store.open(config.store)
+        self.schedule: Schedule = config.schedule().resolve(self.store.tokens)
+        self.device = _device(config.run.device)
+        torch.manual_seed(config.run.seed)
+        vocab_size = self.store.manifest.vocab_size
+        self.model = GPT2(config.model, vocab_size, self.schedule.max_seqlen).to(self.device)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.loader = CurriculumLoader(self.store, self.schedule, seed=config.run.seed)
+        self.at = Progressed()
+        self.ratio = LossRatio()
+        held_out = Store.open(config.store, "validation")
+        self.held_out = held_out if held_out.documents else None
+        if self.held_out is None:
+            warn("the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 matrix products where configured."""
+        dtype = self.config.run.dtype
+        use = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=use)
+
+    def update(self, batch: Batch) -> tuple[float, float, float]:
+        """One optimizer step; returns (loss in nats a token, gradient norm before clipping, learning rate)."""
+        settings = self.config.optimizer
+        rate = learning_rate(settings, batch.step, self.at.tokens_seen, self.schedule.total_tokens or 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        for ids, positions, labels in micro_batches(batch, self.config.batch.micro_batch_tokens, self.device):
+            with self.autocast():
+                loss = self.model.loss(ids, positions, labels) / batch.targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(total), float(norm), rate
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Loss in nats a token at full length on held-out documents, always the same ones; None without any."""
+        if self.held_out is None:
+            return None
+        seqlen = self.schedule.max_seqlen
+        rows = max(1, self.config.batch.micro_batch_tokens // seqlen)
+        total, targets = torch.zeros((), device=self.device), 0
+        for batch in full_length_batches(self.held_out, seqlen, rows):
+            for ids, positions, labels in micro_batches(batch, rows * seqlen, self.device):
+                with self.autocast():
+                    total += self.model.loss(ids, positions, labels)
+            targets += batch.targets
+            if targets >= self.config.run.validation_tokens:
+                break
+        return float(total) / targets
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        self.at.loss_least, self.at.spikes = self.ratio.least, self.ratio.spikes
+        progressed = {**asdict(self.at), "loss_least": self.at.loss_least if self.at.step else None}
+        state = {"progressed": progressed, "loader": self.loader.state_dict()}
+        run = self.config.run
+        checkpoint.save(run.dir, self.at.step, self.model, self.optimizer, state, run.keep_checkpoints)
+
+    def resume(self, change_schedule: bool) -> bool:
+        """Go on from the newest sound checkpoint, if there is one."""
+        found = checkpoint.load_latest(self.config.run.dir, self.warn)
+        if found is None:
+            return False
+        folder, state = found
+        self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
+        self.schedule = self.loader.schedule
+        checkpoint.restore(folder, state, self.model, self.optimizer)
+        kept = state["progressed"]
+        self.at = Progressed(**{**kept, "loss_least": math.inf if kept["loss_least"] is None else kept["loss_least"]})
+        self.ratio = LossRatio(self.at.loss_least, self.at.spikes)
+        return True
+
+
+def run(
+    config: Config, *, force: bool = False, change_schedule: bool = False, warn: Callable[[str], None]
+) -> Outcome:
+    """Train as `config` says, or go on where RUN left off.
+
+    Raises ConfigError, StoreError; RunError where RUN holds another run or the loss is no longer finite.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several ranks are not supported yet", found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}")
+    folder = config.run.dir
+    if force and (folder / CONFIG_NAME).exists():
+        shutil.rmtree(folder)
+    _check_folder(folder, config, change_schedule)
+    this = Run(config, warn)
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = this.resume(change_schedule)
+    _write_config(folder, config)
+    metrics = MetricsFile(folder, keep_until_step=this.at.step if resumed else -1)
+    if resumed:
+        warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
+    try:
+        finished, validation = _steps(this, metrics, resumed)
+    finally:
+        metrics.close()
+        this.loader.close()
+    at = this.at
+    return Outcome(str(folder), finished, at.step, at.tokens_seen, validation, this.ratio.spikes, at.elapsed_s)
+
+
+def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float | None]:
+    """Train to the end or to a signal; returns (finished, last validation loss)."""
+    settings, total_steps = this.config.run, this.schedule.total_steps
+    validation = this.validate() if not resumed or this.at.step >= total_steps else None
+    if not resumed and validation is not None:
+        metrics.write({"step": 0, "tokens_seen": 0, "elapsed_s": 0.0, "validation_loss": validation})
+    with _Signals() as signals, ProgressLine("training", total_steps) as progress:
+        started = time.perf_counter()
+        for batch in this.loader:
+            line = _step(this, batch, started)
+            step = this.at.step
+            if step % settings.validate_every_steps == 0 or step == total_steps:
+                validation = this.validate()
+                if validation is not None:
+                    line["validation_loss"] = validation
+            metrics.write(line)
+            progress.update(step, _detail(line, total_steps, validation))
+            if step % settings.checkpoint_every_steps == 0 or step == total_steps or signals.received:
+                this.save()
+            if signals.received and step < total_steps:
+                return False, validation
+            started = time.perf_counter()
+    return True, validation
+
+
+def _step(this: Run, batch: Batch, started: float) -> dict[str, Any]:
+    """One update and its line of metrics. Raises RunError where the loss is not finite."""
+    at = this.at
+    assert (batch.step, batch.seqlen) == (at.step, this.schedule.seqlen(at.step)), "batch and schedule disagree"
+    loss, norm, rate = this.update(batch)
+    at.step += 1
+    at.tokens_seen += batch.targets
+    took = time.perf_counter() - started
+    at.elapsed_s += took
+    line = {
+        "step": at.step,
+        "tokens_seen": at.tokens_seen,
+        "elapsed_s": round(at.elapsed_s, 4),
+        "seqlen": batch.seqlen,
+        "sequences": len(batch.labels),
+        "loss": loss,
+        "loss_ratio": this.ratio.update(loss),
+        "grad_norm": norm,
+        "lr": rate,
+        "tokens_per_s": round(batch.targets / took, 1),
+        **adam_variance(this.model, this.optimizer),
+    }
+    if not math.isfinite(loss):
+        raise RunError(
+            "the loss is not finite any more",
+            where=f"{this.config.run.dir}, step {at.step}",
+            found=f"loss {loss}, gradient norm {norm}, largest Adam variance in {line['variance_argmax'] or 'none'}",
+            remedy="lower optimizer.lr, or lengthen the warmup: optimizer.warmup_steps, curriculum.duration_steps",
+        )
+    return line
+
+
+def _detail(line: dict[str, Any], total_steps: int, validation: float | None) -> str:
+    shown = f"  validation {validation:.3f}" if validation is not None else ""
+    return (
+        f"step {line['step']:,}/{total_steps:,}  {line['tokens_seen'] / 1e6:.2f} M tokens  seqlen {line['seqlen']}  "
+        f"loss {line['loss']:.3f}{shown}  {line['tokens_per_s']:,.0f} tokens/s"
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "no such device", found=f"run.device = {name}: {error}", allowed="auto, cpu, cuda"
+        ) from error
+    return device
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    data = config.model_dump(mode="json")
+    pairs = ((section, value if isinstance(value, dict) else {"": value}) for section, value in data.items())
+    return {f"{section}.{key}".rstrip("."): value for section, part in pairs for key, value in part.items()}
+
+
+def _check_folder(folder: Path, config: Config, change_schedule: bool) -> None:
+    """Raise RunError where the folder holds a run with other settings."""
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(
+                "the run folder is not empty and holds no run", where=folder, remedy="choose another run.dir"
+            )
+        return
+    there, asked = json.loads(path.read_bytes()), _flat(config)
+    keys = [key for key in asked if there.get(key) != asked[key] and key not in FREE_KEYS]
+    if change_schedule:
+        keys = [key for key in keys if not key.startswith(SCHEDULE_KEYS)]
+    if keys:
+        scheduled = all(key.startswith(SCHEDULE_KEYS) for key in keys)
+        remedy = "choose another run.dir, or start over: --force"
+        raise RunError(
+            "the run folder holds a run with other settings",
+            where=folder,
+            found="; ".join(f"{key}: {there.get(key)} there, {asked[key]} asked" for key in keys),
+            remedy=remedy + ("; or change its schedule from here on: --change-schedule" if scheduled else ""),
+        )
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    temporary = folder / f".{CONFIG_NAME}.partial"
+    temporary.write_text(json.dumps(_flat(config), indent=1))
+    temporary.replace(folder / CONFIG_NAME)
+
+
+class _Signals:
+    """SIGINT and SIGTERM end the run after the current step; a second SIGINT at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
