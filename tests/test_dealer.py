@@ -60,15 +60,30 @@ def test_few_cuts_when_a_whole_store_is_dealt(seqlen):
     assert 0 <= (pieces - len(lengths) - least_cuts(lengths, seqlen)) / len(lengths) <= 0.03
 
 
-def test_nine_in_ten_rows_of_a_batch_come_from_documents_of_their_own():
+def test_four_in_five_rows_of_a_batch_come_from_documents_of_their_own():
     dealer = Dealer(np.full(500, 3000), seed=1)
     for _ in range(20):
-        assert len(set(dealer.deal(64, 250).document)) >= 225
+        assert len(set(dealer.deal(64, 250).document)) >= 200
+
+
+@pytest.mark.parametrize("seqlens", [[64], [8, 8, 8, 64], [128, 8]])
+def test_short_and_long_documents_run_out_together(seqlens):
+    lengths = np.repeat([40, 400, 4000, 40_000], [4000, 400, 40, 4])
+    dealer = Dealer(lengths, seed=1)
+    shares = []
+    while dealer.tokens_left > 32 * 512:
+        seqlen = seqlens[min(len(shares), len(seqlens) - 1)]
+        packed = dealer.deal(seqlen, 65_536 // seqlen)
+        by_size = np.bincount(np.log10(lengths[packed.document]).astype(int) - 1, packed.length, 4)
+        shares.append(by_size / by_size.sum())
+    early = np.array(shares[: len(shares) * 3 // 4])
+    assert len(early) >= 6
+    assert np.all(np.abs(early - 0.25) < 0.1), np.round(shares, 2)
 
 
 def test_short_pieces_are_not_all_openings():
     packed = Dealer(np.full(500, 3000), seed=1).deal(8, 500)
-    assert np.count_nonzero(packed.start == 0) < 20
+    assert np.count_nonzero(packed.start == 0) < 125
     assert np.quantile(packed.start, 0.9) > 2000
 
 
@@ -86,7 +101,7 @@ def test_the_order_is_the_same_on_every_machine():
         packed = dealer.deal(8 + 8 * (dealer.deals % 20), 100)
         for part in (packed.document, packed.start, packed.length, packed.offsets):
             digest.update(part.astype("<i8").tobytes())
-    assert digest.hexdigest()[:16] == "ac2f427c3bf8df09"
+    assert digest.hexdigest()[:16] == "af13aa890b3d05b5"
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 50))
