@@ -275,8 +275,7 @@ def _build_unit(index: int, unit: Unit, *, options: BuildOptions, vocabulary: Vo
             parts[split] += 1
             pending[split] = _Pending()
 
-    texts = (d for d in documents(unit, options.reading, on_bad))
-    for batch in _batches(texts, counts):
+    for batch in _batches(documents(unit, options.reading, on_bad), counts, min(BATCH_BYTES, options.unit_bytes)):
         for split, chosen in _by_split(batch, options.validation_fraction):
             pending[split].add(engine, chosen, vocabulary)
             if pending[split].text_bytes >= 2 * options.unit_bytes:
@@ -317,8 +316,8 @@ class _Pending:
         return np.concatenate(self.tokens), np.concatenate(self.lengths), np.array(self.rows, dtype=np.int64)
 
 
-def _batches(found: Iterable[Document], counts: dict[str, int]) -> Iterator[list[Document]]:
-    """Batches of about BATCH_BYTES of text; empty texts are counted and left out."""
+def _batches(found: Iterable[Document], counts: dict[str, int], most: int) -> Iterator[list[Document]]:
+    """Batches of about `most` characters; empty texts are counted and left out."""
     batch: list[Document] = []
     size = 0
     for document in found:
@@ -328,7 +327,7 @@ def _batches(found: Iterable[Document], counts: dict[str, int]) -> Iterator[list
         batch.append(document)
         size += len(document.text)
         counts["bytes"] += len(document.text.encode())
-        if size >= BATCH_BYTES:
+        if size >= most:
             yield batch
             batch, size = [], 0
     if batch:

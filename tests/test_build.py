@@ -1,0 +1,304 @@
+"""Building: whatever the format, compression or unit size, the store holds each document's tokens once."""
+
+import gzip
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from pipeline.build import BUILD_FOLDER, BuildOptions, build, in_validation, remove
+from pipeline.corpus import Reading, documents, find_files, split_units
+from pipeline.encoding import choose_encoder, load_vocabulary
+from pipeline.errors import CorpusError, StoreError, TokenizerError
+from pipeline.format import Manifest
+from pipeline.reader import Store
+from pipeline.verify import verify
+from pipeline.vocabulary import train_tokenizer
+
+TEXTS = [f"document {i}: " + "the quick brown fox, naïve café 😀 " * (i % 13) + "end" for i in range(120)]
+TEXTS[7] = "text that spells <|endoftext|> stays text"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_jsonl(folder / "corpus.jsonl", TEXTS)
+    out = folder / "tokenizer.json"
+    train_tokenizer((str(folder / "corpus.jsonl"),), out, vocab_size=400, reading=Reading())
+    return out
+
+
+def write_jsonl(path, texts):
+    path.write_bytes(b"".join(orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(texts)))
+
+
+def options(tokenizer, out, *inputs, **more):
+    return BuildOptions(inputs=tuple(str(i) for i in inputs), tokenizer=tokenizer, out=out, **more)
+
+
+def texts_of(out, tokenizer, split="train"):
+    store, decoder = Store.open(out, split), Tokenizer.from_file(str(tokenizer))
+    ids = [store.document(i).tolist() for i in range(store.documents)]
+    assert all(document[-1] == store.manifest.eod_id for document in ids)
+    return [decoder.decode(document[:-1], skip_special_tokens=False) for document in ids]
+
+
+def bytes_of(out):
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*.arrow"))}
+
+
+def as_input(folder, kind):
+    """TEXTS in one of the forms; returns (inputs, reading)."""
+    path = folder / f"corpus{kind}"
+    if kind.startswith(".jsonl"):
+        write_jsonl(path, TEXTS)
+    elif kind.startswith(".parquet"):
+        pq.write_table(pa.table({"n": range(len(TEXTS)), "text": TEXTS}), path, row_group_size=16)
+    elif kind == "folder":
+        path.mkdir()
+        for i, text in enumerate(TEXTS):
+            (path / f"{i:05d}.txt").write_text(text)
+    else:
+        path.write_text("\n===\n".join(TEXTS))
+    if kind.endswith((".gz", ".zst")):
+        data = path.read_bytes()
+        path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else zstandard.compress(data))
+    return path, Reading(separator="\n===\n" if kind.startswith(".txt") else None)
+
+
+@pytest.mark.parametrize(
+    "kind", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", "folder", ".txt", ".txt.gz", ".txt.zst"]
+)
+@pytest.mark.parametrize("unit_bytes", [300, 1 << 20])
+def test_every_form_of_the_same_documents_makes_the_same_tokens(tokenizer, tmp_path, kind, unit_bytes):
+    path, reading = as_input(tmp_path, kind)
+    result = build(options(tokenizer, tmp_path / "store", path, reading=reading, unit_bytes=unit_bytes))
+    assert texts_of(tmp_path / "store", tokenizer) == TEXTS
+    assert verify(tmp_path / "store") == []
+    if unit_bytes == 300:
+        assert len(result.manifest.shards) > 5
+    reference = Tokenizer.from_file(str(tokenizer))
+    reference.encode_special_tokens = True
+    store = Store.open(tmp_path / "store")
+    assert [store.document(i)[:-1].tolist() for i in range(len(TEXTS))] == [
+        reference.encode(text, add_special_tokens=False).ids for text in TEXTS
+    ]
+
+
+@settings(max_examples=30)
+@given(
+    texts=st.lists(st.text(st.characters(blacklist_categories=("Cs",)), max_size=30), min_size=1, max_size=30),
+    unit_bytes=st.integers(1, 400),
+    blank=st.booleans(),
+)
+def test_no_line_is_lost_or_read_twice_at_any_unit_size(tmp_path_factory, texts, unit_bytes, blank):
+    path = tmp_path_factory.mktemp("lines") / "corpus.jsonl"
+    lines = [orjson.dumps({"text": text}) for text in texts]
+    path.write_bytes((b"\n\n" if blank else b"\n").join(lines))
+    units = split_units([path], unit_bytes, Reading())
+    found = [(d.text, d.row) for unit in units for d in documents(unit, Reading(), lambda error: None)]
+    assert [text for text, _ in found] == texts
+    data = path.read_bytes()
+    assert all(data[row:].startswith(line) for (_, row), line in zip(found, lines, strict=True))
+
+
+def test_bytes_do_not_depend_on_workers_or_encoder(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    stores = []
+    for name, more in {"a": {}, "b": {"workers": 2}, "c": {"encoder": "tokenizers"}}.items():
+        build(
+            options(
+                tokenizer, tmp_path / name, tmp_path / "c.jsonl", unit_bytes=6000, validation_fraction=0.2, **more
+            )
+        )
+        stores.append((bytes_of(tmp_path / name), (tmp_path / name / "manifest.json").read_bytes()))
+    assert len(stores[0][0]) > 4
+    assert stores[0] == stores[1] == stores[2]
+
+
+def test_validation_is_split_by_content_and_nothing_is_in_both(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS + TEXTS[:50])
+    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl", validation_fraction=0.3))
+    train, held_out = (texts_of(tmp_path / "s", tokenizer, split) for split in ("train", "validation"))
+    assert sorted(train + held_out) == sorted(TEXTS + TEXTS[:50])
+    assert not set(train) & set(held_out)
+    assert all(in_validation(text, 0.3) for text in held_out)
+    assert 0.15 < len(held_out) / len(train + held_out) < 0.45
+
+
+def test_killed_at_any_unit_and_run_again_gives_the_same_bytes(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    build(options(tokenizer, tmp_path / "whole", tmp_path / "c.jsonl", unit_bytes=6000))
+    code = f"""
+import os, signal
+from pathlib import Path
+from pipeline import build as b
+write, left = b.write_atomically, [int(os.environ["WRITES"])]
+def counted(path, action):
+    left[0] -= 1
+    if left[0] < 0:
+        path.with_name("." + path.name + ".1.partial").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, action)
+b.write_atomically = counted
+b.build(b.BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
+    out=Path({str(tmp_path / "killed")!r}), unit_bytes=6000))
+"""
+    killed = 0
+    for writes in (1, 2, 3, 2, 10**6):
+        environment = {**os.environ, "WRITES": str(writes)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+        killed += done.returncode == -signal.SIGKILL
+        if (tmp_path / "killed" / "manifest.json").exists():
+            break
+        with pytest.raises(StoreError, match="not a finished store"):
+            Store.open(tmp_path / "killed")
+    assert killed >= 3
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+    assert not (tmp_path / "killed" / BUILD_FOLDER).exists()
+
+
+def test_a_full_disk_leaves_nothing_half_written(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS * 30)
+    out = tmp_path / "s"
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+from pipeline.build import BuildOptions, build
+from pipeline.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    build(BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
+        out=Path({str(out)!r})))
+except StoreError as error:
+    print(error)
+"""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot write" in done.stdout
+    assert "goes on where it stopped" in done.stdout
+    assert not [p for p in out.rglob("*") if p.suffix in (".arrow", ".partial")]
+    build(options(tokenizer, out, tmp_path / "c.jsonl"))
+    assert verify(out) == []
+
+
+def test_other_parameters_are_refused_by_name_and_the_same_ones_do_nothing(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
+    before = (tmp_path / "s" / "manifest.json").stat().st_mtime_ns
+    assert build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl")).already_built
+    assert (tmp_path / "s" / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(StoreError, match=r"validation_fraction: 0\.0 there, 0\.5 asked"):
+        build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl", validation_fraction=0.5))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="is no store"):
+        build(options(tokenizer, tmp_path / "mine", tmp_path / "c.jsonl"))
+    with pytest.raises(StoreError, match="leaves it alone"):
+        remove(tmp_path / "mine")
+    remove(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "x"', r"c\.jsonl:3[\s\S]*one JSON object a line"),
+        (b'{"body": "x", "id": 1}', r"c\.jsonl:3[\s\S]*fields body, id[\s\S]*--text-field"),
+        (b'{"text": 5}', r"c\.jsonl:3[\s\S]*int"),
+        (b'["text"]', r"c\.jsonl:3[\s\S]*list"),
+        (b'{"text": "\xff"}', r"c\.jsonl:3"),
+    ],
+)
+def test_bad_lines_are_named_by_file_and_line_and_can_be_left_out(tokenizer, tmp_path, line, message):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": ""}\n{"text": "b"}\n')
+    with pytest.raises(CorpusError, match=message):
+        build(options(tokenizer, tmp_path / "s", path))
+    remove(tmp_path / "s")
+    result = build(options(tokenizer, tmp_path / "s", path, skip_bad=True))
+    assert texts_of(tmp_path / "s", tokenizer) == ["a", "b"]
+    assert (result.bad, result.manifest.skipped) == (1, 2)
+    assert "c.jsonl:3" in result.bad_examples[0]
+
+
+def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
+    out = tmp_path / "s"
+    with pytest.raises(CorpusError, match="nowhere"):
+        find_files((str(tmp_path / "nowhere.jsonl"),))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="no input file"):
+        find_files((str(tmp_path / "empty"),))
+    (tmp_path / "e.jsonl").write_text("\n")
+    with pytest.raises(CorpusError, match="corpus is empty"):
+        build(options(tokenizer, out, tmp_path / "e.jsonl"))
+    whole = gzip.compress(orjson.dumps({"text": os.urandom(5000).hex()}) + b"\n")
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorpusError, match=r"cut\.jsonl\.gz"):
+        build(options(tokenizer, tmp_path / "s2", tmp_path / "cut.jsonl.gz"))
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(CorpusError, match=r"t\.parquet[\s\S]*columns body"):
+        build(options(tokenizer, tmp_path / "s3", tmp_path / "t.parquet"))
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        build(options(tokenizer, tmp_path / "s4", tmp_path / "b.txt"))
+
+
+def test_tokenizers_that_do_not_do_are_refused(tokenizer, tmp_path):
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="not a tokenizer"):
+        load_vocabulary(tmp_path / "t.json")
+    with pytest.raises(TokenizerError, match="no tokenizer here"):
+        load_vocabulary(tmp_path / "none.json")
+    with pytest.raises(TokenizerError, match=r"'<stop>'[\s\S]*<\|endoftext\|>[\s\S]*--eod"):
+        load_vocabulary(tokenizer, eod="<stop>")
+    without = json.loads(tokenizer.read_text())
+    without["added_tokens"] = []
+    del without["model"]["vocab"]["<|endoftext|>"]
+    (tmp_path / "w.json").write_text(json.dumps(without))
+    with pytest.raises(TokenizerError, match="no end-of-document token"):
+        load_vocabulary(tmp_path / "w.json")
+
+
+def test_fastokens_is_used_only_where_it_agrees(tokenizer, monkeypatch):
+    vocabulary = load_vocabulary(tokenizer)
+    assert choose_encoder(vocabulary, TEXTS)[0] == "fastokens"
+
+    def differs(self, texts):
+        ids, offsets = real(self, texts)
+        return ids[::-1], offsets
+
+    from pipeline import encoding
+
+    real = encoding.FastEncoder.encode
+    monkeypatch.setattr(encoding.FastEncoder, "encode", differs)
+    assert choose_encoder(vocabulary, TEXTS) == ("tokenizers", "fastokens differs from tokenizers on the sample")
+    with pytest.raises(TokenizerError, match="differs"):
+        choose_encoder(vocabulary, TEXTS, "fastokens")
+
+
+def test_verify_names_every_damaged_shard_and_a_lost_tokenizer(tokenizer, tmp_path):
+    out = tmp_path / "s"
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    build(options(tokenizer, out, tmp_path / "c.jsonl", unit_bytes=6000))
+    files = [Path(shard.file) for shard in Manifest.load(out).shards]
+    for name, change in ((files[0], 300), (files[2], -100)):
+        data = bytearray((out / name).read_bytes())
+        data[change] ^= 1
+        (out / name).write_bytes(data)
+    (out / files[1]).unlink()
+    (out / "tokenizer.json").write_text("{}")
+    assert [d.file for d in verify(out)] == ["tokenizer.json", *(str(f) for f in files[:3])]

@@ -1,0 +1,122 @@
+"""Both console scripts as a user calls them: examples in help, JSON, exit statuses, no traceback."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from runs import as_toml, settings_of, tiny_store
+
+from pipeline.cli import main as prep
+from train.cli import main as train
+
+COMMANDS = [(prep, "slw-prep", name) for name in prep.commands] + [(train, "slw-train", n) for n in train.commands]
+
+
+def call(script, *arguments, status=0):
+    result = CliRunner().invoke(script, [str(a) for a in arguments])
+    assert result.exit_code == status, (result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+@pytest.mark.parametrize(("script", "name", "command"), COMMANDS)
+def test_every_command_has_an_example_and_json(script, name, command):
+    text = call(script, command, "--help").output
+    assert f"{name} {command} " in text.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
+    assert "--json" in text
+
+
+def test_the_whole_path_in_json(tmp_path):
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps({"text": f"a tale of {i} words " * i}) + "\n" for i in range(1, 61))
+    )
+    tokenizer, store, run = tmp_path / "tokenizer.json", tmp_path / "store", tmp_path / "run"
+
+    def ask(script, *arguments):
+        return json.loads(call(script, *arguments, "--json").stdout)
+
+    assert ask(prep, "tokenizer", tmp_path / "c.jsonl", "--vocab-size", 300, "--out", tokenizer)["documents"] == 60
+    arguments = (
+        "build",
+        tmp_path / "c.jsonl",
+        "--tokenizer",
+        tokenizer,
+        "--out",
+        store,
+        "--validation-fraction",
+        0.2,
+    )
+    built = ask(prep, *arguments)
+    assert built["documents"] + built["validation_documents"] == 60
+    assert ask(prep, *arguments)["already_built"]
+    assert ask(prep, "info", store)["splits"]["train"]["tokens"] == built["tokens"]
+    assert ask(prep, "verify", store)["sound"]
+    assert ask(prep, "show", store, "--document", 3)["text"].endswith("<|endoftext|>")
+    packed = ask(prep, "pack", store, "--seqlen", 32)
+    assert packed["sequences"] * 32 - packed["padding"] == built["tokens"]
+    toml = tmp_path / "run.toml"
+    toml.write_text(as_toml(settings_of(store, run)))
+    planned = ask(train, "plan", toml)
+    assert planned["ledger"]["targets"] == built["tokens"]
+    assert (planned["ledger"]["served_least"], planned["ledger"]["served_most"]) == (1, 1)
+    outcome = ask(train, "run", toml)
+    assert (outcome["step"], outcome["tokens_seen"]) == (planned["total_steps"], built["tokens"])
+    compared = ask(train, "compare", run, "--out", tmp_path / "c.png")
+    assert compared["runs"][0]["validation_loss"] == outcome["validation_loss"]
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert ask(train, "sample", run, "--prompt", "a tale", "--tokens", 5)["text"].startswith("a tale")
+
+
+def test_text_output_says_what_to_do_next(tmp_path):
+    store = tiny_store(tmp_path / "store")
+    toml = tmp_path / "run.toml"
+    toml.write_text(as_toml(settings_of(store, tmp_path / "run")))
+    assert "documents" in call(prep, "info", store).stdout
+    assert "all sound" in call(prep, "verify", store).stdout
+    assert "the least possible" in call(prep, "pack", store, "--seqlen", 16).stdout
+    assert "w" in call(prep, "show", store, "--document", 4).stdout
+    assert "each document served 1 times" in call(train, "plan", toml).stdout
+    assert "validation loss" in call(train, "run", toml).stdout
+    assert "spikes" in call(train, "compare", tmp_path / "run").stdout
+
+
+def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):
+    store = tiny_store(tmp_path / "store")
+    toml = tmp_path / "run.toml"
+    toml.write_text(as_toml(settings_of(store, tmp_path / "run")))
+    for status, script, *arguments in [
+        (1, prep, "info", tmp_path / "none"),
+        (1, prep, "build", tmp_path / "none.jsonl", "--tokenizer", store / "tokenizer.json", "--out", tmp_path / "x"),
+        (
+            2,
+            prep,
+            "build",
+            toml,
+            "--tokenizer",
+            store / "tokenizer.json",
+            "--out",
+            tmp_path / "x",
+            "--unit-bytes",
+            "x",
+        ),
+        (2, prep, "pack", store, "--seqlen", 0),
+        (2, prep, "show", store, "--document", 99),
+        (2, prep, "nothing"),
+        (2, train, "run", toml, "optimizer.lrr=3"),
+        (2, train, "plan", toml, "run.epochs=0"),
+        (2, train, "run", tmp_path / "none.toml"),
+        (1, train, "compare", tmp_path / "none"),
+        (1, train, "sample", tmp_path / "none"),
+    ]:
+        result = call(script, *arguments, status=status)
+        assert "rror:" in result.stderr, arguments
+        assert "Traceback" not in result.output
+
+
+def test_damage_ends_verify_with_status_1_and_names_the_shard(tmp_path):
+    store = tiny_store(tmp_path / "store")
+    path = store / "shards" / "00001.arrow"
+    data = bytearray(path.read_bytes())
+    data[-50] ^= 1
+    path.write_bytes(data)
+    assert "shards/00001.arrow: digest" in call(prep, "verify", store, status=1).stdout

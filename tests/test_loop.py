@@ -1,0 +1,226 @@
+"""The loop: metrics true to the schedule, and a killed run ends with the very weights of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from runs import as_toml, config_of, settings_of, tiny_store
+from safetensors.torch import load_file
+
+from curriculum.loader import CurriculumLoader
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError, RunError
+from pipeline.reader import Store
+from train import checkpoint, loop
+from train.data import micro_batches
+from train.metrics import read_metrics
+from train.sample import sample
+
+TIMES = ("elapsed_s", "tokens_per_s")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    loop.run(config_of(store, folder), warn=fail)
+    return folder
+
+
+def fail(text):
+    raise AssertionError(text)
+
+
+def quiet(text):
+    pass
+
+
+def weights(folder):
+    return load_file(checkpoint.find(folder)[-1] / "model.safetensors")
+
+
+def timeless(folder):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder)]
+
+
+def assert_equal_runs(a, b):
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert timeless(a) == timeless(b)
+
+
+def test_metrics_follow_the_schedule_and_count_every_token(store, whole):
+    lines = read_metrics(whole)
+    steps = [line for line in lines if "loss" in line]
+    schedule = config_of(store, whole).schedule().resolve(Store.open(store).tokens)
+    assert [line["step"] for line in steps] == list(range(1, schedule.total_steps + 1))
+    assert [line["seqlen"] for line in steps] == [schedule.seqlen(i) for i in range(schedule.total_steps)]
+    assert steps[-1]["tokens_seen"] == Store.open(store).tokens
+    assert {line["step"] for line in lines if "validation_loss" in line} == {0, 10, 20, 30, steps[-1]["step"]} & set(
+        range(steps[-1]["step"] + 1)
+    ) | {steps[-1]["step"]}
+    assert all(
+        np.isfinite(line[key]) for line in steps for key in ("loss", "grad_norm", "variance_l1", "variance_max")
+    )
+    validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert validations[-1] < validations[0]
+
+
+def test_killed_anywhere_and_resumed_ends_with_the_same_weights_to_the_last_bit(store, whole, tmp_path):
+    folder = tmp_path / "killed"
+    toml = tmp_path / "run.toml"
+    toml.write_text(as_toml(settings_of(store, folder)))
+    code = f"""
+import os, signal
+from train import loop
+from train.config import load_config
+from pathlib import Path
+update, stop = loop.Run.update, int(os.environ["STOP"])
+def updated(self, batch):
+    if batch.step == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, batch)
+loop.Run.update = updated
+loop.run(load_config(Path({str(toml)!r})), warn=print)
+"""
+    for stop in (3, 17, 25, 10**6):
+        environment = {**os.environ, "STOP": str(stop), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (0 if stop == 10**6 else -signal.SIGKILL), done.stderr
+    assert_equal_runs(folder, whole)
+
+
+def test_sigterm_ends_with_a_checkpoint_of_that_step_and_the_same_command_goes_on(store, whole, tmp_path):
+    folder = tmp_path / "stopped"
+    toml = tmp_path / "run.toml"
+    toml.write_text(as_toml(settings_of(store, folder)))
+    code = f"""
+import time
+from pathlib import Path
+from train import loop
+from train.config import load_config
+update = loop.Run.update
+def slow(self, batch):
+    time.sleep(0.05)
+    return update(self, batch)
+loop.Run.update = slow
+outcome = loop.run(load_config(Path({str(toml)!r})), warn=print)
+print(outcome.finished, outcome.step)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    while not (folder / "metrics.jsonl").exists() or len(read_metrics(folder)) < 5:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    finished, step = output.split()
+    assert finished == "False"
+    assert checkpoint.find(folder)[-1].name == f"step-{int(step):08d}"
+    loop.run(config_of(store, folder), warn=quiet)
+    assert_equal_runs(folder, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, whole, tmp_path):
+    folder = tmp_path / "damaged"
+    loop.run(config_of(store, folder, run__keep_checkpoints=3), warn=fail)
+    last = checkpoint.find(folder)[-1]
+    data = bytearray((last / "optimizer.safetensors").read_bytes())
+    data[-3] ^= 1
+    (last / "optimizer.safetensors").write_bytes(data)
+    heard = []
+    loop.run(config_of(store, folder, run__keep_checkpoints=3), warn=heard.append)
+    assert "damaged" in heard[0]
+    assert_equal_runs(folder, whole)
+    for broken in checkpoint.find(folder):
+        (broken / "state.json").write_text("{")
+    with pytest.raises(RunError, match="every checkpoint is damaged"):
+        loop.run(config_of(store, folder), warn=quiet)
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path):
+    gradients = []
+    for size in (10**6, 16):
+        config = config_of(store, tmp_path / "none", batch__micro_batch_tokens=size)
+        this = loop.Run(config, quiet)
+        batch = next(this.loader)
+        parts = list(micro_batches(batch, size, this.device))
+        for ids, positions, labels in parts:
+            (this.model.loss(ids, positions, labels) / batch.targets).backward()
+        gradients.append((len(parts), {name: p.grad.clone() for name, p in this.model.named_parameters()}))
+        this.loader.close()
+    (one, whole_batch), (several, added) = gradients
+    assert one == 1 < several
+    for name in whole_batch:
+        torch.testing.assert_close(whole_batch[name], added[name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_run_folder_with_other_settings_is_refused_by_name(store, whole, tmp_path):
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.01 there, 0\.02 asked"):
+        loop.run(config_of(store, whole, optimizer__lr=2e-2), warn=quiet)
+    with pytest.raises(RunError, match="--change-schedule"):
+        loop.run(config_of(store, whole, curriculum__duration_steps=30), warn=quiet)
+    (tmp_path / "mine.txt").write_text("not yours")
+    with pytest.raises(RunError, match="holds no run"):
+        loop.run(config_of(store, tmp_path), warn=quiet)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_finished_run_can_go_on_with_a_longer_schedule(store, tmp_path):
+    folder = tmp_path / "longer"
+    tokens = Store.open(store).tokens
+    changes = {"run__epochs": None, "run__total_tokens": tokens // 2}
+    first = loop.run(config_of(store, folder, **changes), warn=fail)
+    longer = config_of(store, folder, **{**changes, "run__total_tokens": tokens})
+    second = loop.run(longer, change_schedule=True, warn=quiet)
+    assert first.tokens_seen < tokens == second.tokens_seen
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(store, tmp_path):
+    with pytest.raises(RunError, match=r"step \d+[\s\S]*lower optimizer\.lr"):
+        loop.run(config_of(store, tmp_path / "hot", optimizer__lr=1e30, optimizer__clip=0.0), warn=quiet)
+
+
+def test_validation_is_the_mean_over_all_held_out_tokens(store, tmp_path):
+    this = loop.Run(config_of(store, tmp_path / "none"), quiet)
+    held_out = Store.open(store, "validation")
+    schedule = Schedule.constant(seqlen=32, global_batch_sequences=1, epochs=1)
+    total = 0.0
+    with CurriculumLoader(held_out, schedule, seed=0) as loader, torch.no_grad():
+        for batch in loader:
+            arrays = (batch.input_ids, batch.position_ids, batch.labels)
+            total += float(this.model.loss(*(torch.from_numpy(array) for array in arrays)))
+    assert this.validate() == pytest.approx(total / held_out.tokens, rel=1e-4)
+
+
+def test_odd_devices_are_refused(store, tmp_path):
+    with pytest.raises(ConfigError, match="no such device"):
+        loop.Run(config_of(store, tmp_path / "none", run__device="abacus"), quiet)
+
+
+def test_sampling_goes_on_from_the_prompt_and_is_seeded(whole):
+    texts = [sample(whole, "w3 w4", tokens=12, temperature=1.0, top_k=0, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith("w3 w4") for text in texts)
+    with pytest.raises(RunError, match="not a run"):
+        sample(whole / "nowhere", "", tokens=1, temperature=1.0, top_k=0, seed=1)
+
+
+def test_checkpoints_hold_plain_json_and_tensors_only(whole):
+    for folder in checkpoint.find(whole):
+        assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+        json.loads((folder / "state.json").read_text())

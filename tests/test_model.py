@@ -1,0 +1,82 @@
+"""The model: masks equal a slow twin, and documents in one row do not see each other."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.config import ModelConfig
+from train.model import GPT2, document_mask
+
+CONFIG = {"layers": 2, "width": 32, "heads": 2}
+
+
+def model(mask="document"):
+    torch.manual_seed(0)
+    return GPT2(ModelConfig(**CONFIG, mask=mask), 50, 64).eval()
+
+
+def positions(rows):
+    return torch.tensor([[p for n in spans for p in range(n)] for spans in rows])
+
+
+ROWS = st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=5), min_size=1, max_size=4).map(
+    lambda rows: [[*spans, 40 - sum(spans)] for spans in rows]
+)
+
+
+@given(ROWS)
+def test_the_document_mask_equals_its_slow_twin(rows):
+    mask = document_mask(positions(rows))
+    if mask is None:
+        assert all(len(spans) == 1 for spans in rows)
+        return
+    for row, spans in enumerate(rows):
+        span = [s for s, n in enumerate(spans) for _ in range(n)]
+        expected = [[span[i] == span[j] and j <= i for j in range(40)] for i in range(40)]
+        assert mask[row, 0].tolist() == expected
+
+
+@settings(max_examples=10)
+@given(ROWS)
+def test_packed_documents_give_the_logits_they_give_alone(rows):
+    net = model()
+    ids = torch.randint(0, 50, (len(rows), 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = net(ids, positions(rows))
+        for row, spans in enumerate(rows):
+            first = 0
+            for n in spans:
+                alone = net(ids[row : row + 1, first : first + n], torch.arange(n)[None])
+                torch.testing.assert_close(together[row, first : first + n], alone[0], atol=1e-5, rtol=1e-4)
+                first += n
+
+
+def test_the_causal_mask_sees_the_whole_row_before_but_nothing_after():
+    net = model("causal")
+    ids = torch.randint(0, 50, (1, 20))
+    changed = ids.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % 50
+    with torch.no_grad():
+        a, b = net(ids, positions([[5, 15]])), net(changed, positions([[5, 15]]))
+    assert torch.equal(a[0, :10], b[0, :10])
+    assert not torch.allclose(a[0, 10:], b[0, 10:])
+
+
+def test_the_loss_is_a_sum_over_targets_only():
+    net = model()
+    ids, labels = torch.randint(0, 50, (2, 16)), torch.randint(0, 50, (2, 16))
+    with torch.no_grad():
+        whole = net.loss(ids, positions([[16], [16]]), labels)
+        masked = labels.clone()
+        masked[1] = -100
+        first = net.loss(ids, positions([[16], [16]]), masked)
+        second = net.loss(ids[1:], positions([[16]]), labels[1:])
+    torch.testing.assert_close(first + second, whole)
+    assert whole.item() / 32 == pytest.approx(4.85, abs=0.3)  # log of the padded vocabulary
+
+
+def test_size_of_gpt2_124m():
+    with torch.device("meta"):
+        net = GPT2(ModelConfig(preset="gpt2-124m"), 50_257, 1024)
+    assert sum(p.numel() for p in net.parameters()) == 124_439_808 + (50_304 - 50_257) * 768
