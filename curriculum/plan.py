@@ -120,7 +120,7 @@ def rehearse(schedule: Schedule, store: Store, seed: int) -> Ledger:
         targets=targets,
         padding=schedule.tokens_before(schedule.total_steps) - targets,
         served_least=int((served // store.lengths).min()),
-        served_most=int(-(-served // store.lengths).max()),
+        served_most=int((-(-served // store.lengths)).max()),
         pieces=pieces,
         cuts=pieces - int(np.count_nonzero(served)) * max(dealer.epoch, 1),
         least_cuts=least_cuts(store.lengths, schedule.max_seqlen) * max(dealer.epoch, 1),
@@ -147,8 +147,7 @@ def render(table: Plan) -> str:
         f"cutting full-length samples down would throw away {table.thrown_away_by_truncation:.1%} of what it reads"
     )
     if ledger := table.ledger:
-        served = {ledger.served_least, ledger.served_most}
-        times = " or ".join(str(n) for n in sorted(served))
+        times = " to ".join(str(n) for n in sorted({ledger.served_least, ledger.served_most}))
         text.append(
             f"dealt: {ledger.targets:,} targets, {ledger.padding:,} padding; each document served {times} times; "
             f"{ledger.cuts:,} cuts ({ledger.least_cuts:,} the least possible at seqlen "

@@ -20,6 +20,11 @@ class Group(click.Group):
         except SlwError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except BrokenPipeError:
+            raise  # click knows what to do
+        except OSError as error:  # no permission, no room: not a bug of ours, and nothing is half-written
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("\nstopped; the same command goes on where it stopped", err=True)
             sys.exit(130)

@@ -99,6 +99,7 @@ def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):
             "--unit-bytes",
             "x",
         ),
+        (1, prep, "build", toml, "--tokenizer", store / "tokenizer.json", "--out", "/proc/nowhere/store"),
         (2, prep, "pack", store, "--seqlen", 0),
         (2, prep, "show", store, "--document", 99),
         (2, prep, "nothing"),

@@ -68,6 +68,12 @@ def test_the_rehearsal_counts_what_the_loader_serves(store):
     assert ledger.least_cuts == 2 * int(np.sum((store.lengths - 1) // 48))
 
 
+def test_half_an_epoch_serves_documents_once_or_not_at_all(store):
+    schedule = Schedule.constant(seqlen=16, global_batch_sequences=2, total_tokens=store.tokens // 2)
+    ledger = rehearse(schedule, store, seed=5)
+    assert (ledger.served_least, ledger.served_most) == (0, 1)
+
+
 def test_too_little_data_is_refused(store):
     schedule = Schedule.constant(seqlen=8, global_batch_sequences=1, total_tokens=10**6)
     with pytest.raises(ConfigError, match="longer than the data"):

@@ -75,6 +75,7 @@ def draw(runs: Sequence[Path], out: Path) -> None:
             panel.plot(xs, [line[y] for line in lines], color=COLOURS[index % len(COLOURS)], label=run.name, **style)
         panel.set_title(title)
         panel.set_xlabel("tokens (millions)" if x == "tokens" else "training time (s)")
+        panel.set_ylabel("nats a token" if y in ("loss", "validation_loss") else "")
         panel.grid(alpha=0.3)
         if y in ("variance_max", "loss_ratio"):
             panel.set_yscale("log")
@@ -82,7 +83,7 @@ def draw(runs: Sequence[Path], out: Path) -> None:
             panel.axhline(SPIKE_RATIO, color="grey", linestyle=":", linewidth=1)
         panel.legend()
     try:
-        figure.savefig(out, dpi=110)
+        figure.savefig(out, dpi=90)
     except (OSError, ValueError) as error:
         raise RunError("cannot write the picture", where=out, found=error, allowed=".png, .svg or .pdf") from error
     finally:
