@@ -21,7 +21,8 @@ PEER_PROCESSES = 2
 
 def standard_library(path: Path) -> None:
     folder = Path(sysconfig.get_path("stdlib"))
-    files = [file for file in sorted(folder.rglob("*.py")) if "site-packages" not in file.parts]
+    every = sorted(folder.rglob("*.py"))
+    files = [file for file in every if "site-packages" not in file.parts and file.stat().st_size]
     with path.open("w") as stream:
         for file in files:
             stream.write(json.dumps({"text": file.read_text(errors="replace")}) + "\n")
