@@ -1,8 +1,8 @@
 """Units -> shards -> manifest. A killed build goes on at the unit; the manifest, written last, is the commit.
 
-    STORE/.build/plan.json         what is being built: parameters and units; another build cannot go on with it
-    STORE/.build/00007.json        the shards that unit 7 became: written after them, so the unit is done
-    STORE/.build/lock              held while a build runs
+    STORE/.slw-build/plan.json     what is being built: parameters and units; another build cannot go on with it
+    STORE/.slw-build/00007.json    the shards that unit 7 became: written after them, so the unit is done
+    STORE/.slw-build/lock          held while a build runs
 
 Shards are numbered by their unit and depend on it alone: the bytes are the same for any number of workers.
 """
@@ -40,7 +40,7 @@ from pipeline.errors import ConfigError, CorpusError, StoreError
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.writer import write_atomically, write_shard
 
-BUILD_FOLDER = ".build"
+BUILD_FOLDER = ".slw-build"
 BATCH_BYTES = 4 << 20
 SAMPLE_DOCUMENTS = 200
 BAD_KEPT = 5
@@ -158,7 +158,7 @@ def _check(options: BuildOptions) -> None:
 
 
 def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Path]) -> dict[str, Any]:
-    """All that decides the bytes of the store."""
+    """All that decides the bytes of the store. Not `skip_bad`: a finished unit is the same with and without."""
     return {
         "files": [[str(path), path.stat().st_size] for path in files],
         "tokenizer": vocabulary.digest,
@@ -168,7 +168,6 @@ def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Path]
         "separator": options.reading.separator,
         "validation_fraction": options.validation_fraction,
         "unit_bytes": options.unit_bytes,
-        "skip_bad": options.skip_bad,
     }
 
 
@@ -178,16 +177,20 @@ def _same_parameters(there: dict[str, Any], asked: dict[str, Any], where: Path) 
         raise StoreError(
             "the output exists and was built from something else",
             where=where,
-            found="; ".join(
-                f"{name}: {_short(there.get(name))} there, {_short(asked[name])} asked" for name in names
-            ),
+            found="; ".join(_difference(name, there.get(name), asked[name]) for name in names),
             remedy="choose another --out, or build it anew: --force",
         )
 
 
-def _short(value: Any) -> str:
-    text = f"{len(value)} files" if isinstance(value, list) else str(value)
-    return text if len(text) < 60 else text[:57] + "..."
+def _difference(name: str, there: Any, asked: Any) -> str:
+    if name == "files" and isinstance(there, list):
+        extra = [f"{path} ({size} bytes)" for path, size in asked if [path, size] not in there]
+        gone = [f"{path} ({size} bytes)" for path, size in there if [path, size] not in asked]
+        sides = ((gone, "there"), (extra, "asked"))
+        return f"{name}: " + ", ".join(
+            f"{len(side)} only {where}, such as {side[0]}" for side, where in sides if side
+        )
+    return f"{name}: {there} there, {asked} asked"
 
 
 @contextlib.contextmanager
@@ -208,8 +211,9 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _begin(folder: Path, parameters: dict[str, Any]) -> None:
+    """Go on with the plan that is there, or make it. One of which no unit is done is replaced: nothing is lost."""
     plan = folder / "plan.json"
-    if plan.exists():
+    if plan.exists() and any(folder.glob("[0-9]*.json")):
         _same_parameters(json.loads(plan.read_bytes()), parameters, folder.parent)
     else:
         write_atomically(plan, lambda path: _write_json(path, parameters))
@@ -346,7 +350,7 @@ def _finish(
 ) -> Manifest:
     shards = [shard for result in results for shard in result.shards]
     if not any(shard.split == "train" for shard in shards):
-        shutil.rmtree(options.out / BUILD_FOLDER)
+        _discard(options.out, shards)
         raise CorpusError(
             "no document to train on: the corpus is empty",
             where=", ".join(options.inputs[:3]),
@@ -367,6 +371,16 @@ def _finish(
     write_atomically(options.out / TOKENIZER_NAME, lambda path: _write_bytes(path, vocabulary.data))
     write_atomically(options.out / MANIFEST_NAME, lambda path: _write_json(path, manifest.to_json()))
     return manifest
+
+
+def _discard(store: Path, shards: list[ShardInfo]) -> None:
+    """Take back a build that made nothing to train on, and nothing else that may be there."""
+    for shard in shards:
+        (store / shard.file).unlink()
+    shutil.rmtree(store / BUILD_FOLDER)
+    for folder in (*(store / name for name in SPLIT_FOLDERS.values()), store):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _result(

@@ -203,6 +203,11 @@ def test_other_parameters_are_refused_by_name_and_the_same_ones_do_nothing(token
     assert (tmp_path / "s" / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(StoreError, match=r"validation_fraction: 0\.0 there, 0\.5 asked"):
         build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl", validation_fraction=0.5))
+    write_jsonl(tmp_path / "d.jsonl", TEXTS)
+    with pytest.raises(
+        StoreError, match=r"1 only there, such as \S*c\.jsonl[\s\S]*1 only asked, such as \S*d\.jsonl"
+    ):
+        build(options(tokenizer, tmp_path / "s", tmp_path / "d.jsonl"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(StoreError, match="is no store"):
@@ -228,11 +233,18 @@ def test_bad_lines_are_named_by_file_and_line_and_can_be_left_out(tokenizer, tmp
     path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": ""}\n{"text": "b"}\n')
     with pytest.raises(CorpusError, match=message):
         build(options(tokenizer, tmp_path / "s", path))
-    remove(tmp_path / "s")
     result = build(options(tokenizer, tmp_path / "s", path, skip_bad=True))
     assert texts_of(tmp_path / "s", tokenizer) == ["a", "b"]
     assert (result.bad, result.manifest.skipped) == (1, 2)
     assert "c.jsonl:3" in result.bad_examples[0]
+
+
+def test_the_remedy_of_a_first_error_can_be_followed_at_once(tokenizer, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"body": "a"}\n')
+    with pytest.raises(CorpusError, match="--text-field"):
+        build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
+    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl", reading=Reading(text_field="body")))
+    assert texts_of(tmp_path / "s", tokenizer) == ["a"]
 
 
 def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
@@ -245,6 +257,11 @@ def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
     (tmp_path / "e.jsonl").write_text("\n")
     with pytest.raises(CorpusError, match="corpus is empty"):
         build(options(tokenizer, out, tmp_path / "e.jsonl"))
+    assert not out.exists()
+    write_jsonl(tmp_path / "v.jsonl", TEXTS[:3])
+    with pytest.raises(CorpusError, match="--validation-fraction"):
+        build(options(tokenizer, out, tmp_path / "v.jsonl", validation_fraction=0.999999))
+    assert not out.exists()
     whole = gzip.compress(orjson.dumps({"text": os.urandom(5000).hex()}) + b"\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorpusError, match=r"cut\.jsonl\.gz"):

@@ -155,9 +155,11 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         data = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("not TOML", where=path, found=error) from error
+    where = str(path)
     for override in overrides:
         _override(data, override)
-    return parse_config(data, where=str(path))
+        where = f"{path} and the command line"
+    return parse_config(data, where=where)
 
 
 def parse_config(data: dict[str, Any], *, where: str) -> Config:
@@ -225,7 +227,7 @@ def _explained(error: dict[str, Any], where: str, count: int) -> ConfigError:
         return _unknown(key, where)
     missing = error["type"] == "missing"
     return ConfigError(
-        f"{key} is missing" if missing else f"{key or 'the config'} is not allowed so",
+        f"{key} is missing" if missing else f"bad value of {key or 'the config'}",
         where=where,
         found=None if missing or isinstance(error["input"], dict) else error["input"],
         allowed=None if missing else error["msg"].removeprefix("Value error, "),

@@ -163,6 +163,7 @@ def run(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("several ranks are not supported yet", found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}")
+    config.schedule()  # a mistake in it is told before anything is touched
     folder = config.run.dir
     if force and (folder / CONFIG_NAME).exists():
         shutil.rmtree(folder)
