@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 10.0
 
@@ -43,6 +43,6 @@ class ProgressLine:
 
 
 def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    more = (TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, *more, console=Console(stderr=True))
+    """Narrow enough for 80 columns with a detail of 57."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=6), TextColumn("{task.fields[detail]}"))
+    return Progress(*columns, TimeRemainingColumn(compact=True), console=Console(stderr=True))

@@ -242,10 +242,10 @@ def _step(this: Run, batch: Batch, started: float) -> dict[str, Any]:
 
 
 def _detail(line: dict[str, Any], total_steps: int, validation: float | None) -> str:
-    shown = f"  validation {validation:.3f}" if validation is not None else ""
+    shown = f"  val {validation:.3f}" if validation is not None else ""
     return (
-        f"step {line['step']:,}/{total_steps:,}  {line['tokens_seen'] / 1e6:.2f} M tokens  seqlen {line['seqlen']}  "
-        f"loss {line['loss']:.3f}{shown}  {line['tokens_per_s']:,.0f} tokens/s"
+        f"{line['step']}/{total_steps}  seqlen {line['seqlen']}  loss {line['loss']:.3f}{shown}  "
+        f"{line['tokens_per_s'] / 1e3:,.1f}k tokens/s"
     )
 
 
