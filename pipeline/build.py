@@ -10,12 +10,11 @@ Shards are numbered by their unit and depend on it alone: the bytes are the same
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,29 +23,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
-
-from pipeline.corpus import Document, Reading, Unit, documents, find_files, split_units
-from pipeline.encoding import (
-    Encoder,
-    Vocabulary,
-    append_eod,
-    choose_encoder,
-    load_vocabulary,
-    make_encoder,
-)
+from pipeline.corpus import Reading, Unit, documents, find_files, split_units
+from pipeline.encoding import Vocabulary, choose_encoder, load_vocabulary
 from pipeline.errors import ConfigError, CorpusError, StoreError
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
-from pipeline.writer import write_atomically, write_shard
+from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult, build_unit, load_result, write_json
+from pipeline.writer import write_atomically
 
 BUILD_FOLDER = ".slw-build"
-BATCH_BYTES = 4 << 20
 SAMPLE_DOCUMENTS = 200
-BAD_KEPT = 5
-"""Bad records of a unit that are described; all are counted."""
 
-Report = Callable[["UnitResult", int], None]
+Report = Callable[[UnitResult, int], None]
 """Called after each unit with its result and the number of all units."""
 
 
@@ -69,18 +56,6 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitResult:
-    """What became of a unit."""
-
-    unit: int
-    shards: list[ShardInfo]
-    text_bytes: int
-    empty: int
-    bad: int
-    bad_examples: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
 class BuildResult:
     """What `build` did."""
 
@@ -94,11 +69,6 @@ class BuildResult:
     seconds: float
     bad: int
     bad_examples: list[str]
-
-
-def in_validation(text: str, fraction: float) -> bool:
-    """Whether a document is held out: XXH3-64 of its UTF-8 bytes is below fraction * 2**64. Copies go together."""
-    return fraction > 0 and xxhash.xxh3_64_intdigest(text.encode()) < int(fraction * 2**64)
 
 
 def build(options: BuildOptions, report: Report = lambda result, units: None) -> BuildResult:
@@ -124,8 +94,8 @@ def build(options: BuildOptions, report: Report = lambda result, units: None) ->
     with _lock(folder):
         _begin(folder, parameters)
         name, reason = choose_encoder(vocabulary, _sample(units, options), options.encoder)
-        job = partial(_build_unit, options=options, vocabulary=vocabulary, encoder=name)
-        done = {int(path.stem): _load_result(path) for path in folder.glob("[0-9]*.json")}
+        job = partial(build_unit, options=_unit_options(options, vocabulary, name))
+        done = {int(path.stem): load_result(path) for path in folder.glob("[0-9]*.json")}
         fresh = []
         for result in _run(job, [(i, unit) for i, unit in enumerate(units) if i not in done], options.workers):
             fresh.append(result)
@@ -155,6 +125,19 @@ def _check(options: BuildOptions) -> None:
         raise ConfigError("unit size and workers must be positive", found=found, allowed="1 or more")
     if options.reading.separator == "":
         raise ConfigError("the separator is empty", allowed="any text, such as '<|endoftext|>'")
+
+
+def _unit_options(options: BuildOptions, vocabulary: Vocabulary, encoder: str) -> UnitOptions:
+    return UnitOptions(
+        out=options.out,
+        sidecars=options.out / BUILD_FOLDER,
+        reading=options.reading,
+        vocabulary=vocabulary,
+        encoder=encoder,
+        validation_fraction=options.validation_fraction,
+        unit_bytes=options.unit_bytes,
+        skip_bad=options.skip_bad,
+    )
 
 
 def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Path]) -> dict[str, Any]:
@@ -216,20 +199,11 @@ def _begin(folder: Path, parameters: dict[str, Any]) -> None:
     if plan.exists() and any(folder.glob("[0-9]*.json")):
         _same_parameters(json.loads(plan.read_bytes()), parameters, folder.parent)
     else:
-        write_atomically(plan, lambda path: _write_json(path, parameters))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1))
+        write_atomically(plan, lambda path: write_json(path, parameters))
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _load_result(path: Path) -> UnitResult:
-    data = json.loads(path.read_bytes())
-    return UnitResult(**{**data, "shards": [ShardInfo(**shard) for shard in data["shards"]]})
 
 
 def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
@@ -253,96 +227,6 @@ def _run(job: Callable[..., UnitResult], tasks: list[tuple[int, Unit]], workers:
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _build_unit(index: int, unit: Unit, *, options: BuildOptions, vocabulary: Vocabulary, encoder: str) -> UnitResult:
-    bad: list[str] = []
-    counts = {"bad": 0, "empty": 0, "bytes": 0}
-
-    def on_bad(error: CorpusError) -> None:
-        if not options.skip_bad:
-            raise error
-        counts["bad"] += 1
-        if len(bad) < BAD_KEPT:
-            bad.append(str(error))
-
-    shards: list[ShardInfo] = []
-    engine = make_encoder(encoder, vocabulary.data)
-    pending = {split: _Pending() for split in SPLIT_FOLDERS}
-    parts = dict.fromkeys(SPLIT_FOLDERS, 0)
-
-    def flush(split: str) -> None:
-        if pending[split].rows:
-            part = f".{parts[split]:03d}" if parts[split] else ""
-            file = f"{SPLIT_FOLDERS[split]}/{index:05d}{part}.arrow"
-            shards.append(write_shard(options.out, file, split, unit.name, *pending[split].columns()))
-            parts[split] += 1
-            pending[split] = _Pending()
-
-    for batch in _batches(documents(unit, options.reading, on_bad), counts, min(BATCH_BYTES, options.unit_bytes)):
-        for split, chosen in _by_split(batch, options.validation_fraction):
-            pending[split].add(engine, chosen, vocabulary)
-            if pending[split].text_bytes >= 2 * options.unit_bytes:
-                flush(split)
-    for split in SPLIT_FOLDERS:
-        flush(split)
-    result = UnitResult(
-        unit=index,
-        shards=shards,
-        text_bytes=counts["bytes"],
-        empty=counts["empty"],
-        bad=counts["bad"],
-        bad_examples=bad,
-    )
-    sidecar = options.out / BUILD_FOLDER / f"{index:05d}.json"
-    write_atomically(sidecar, lambda path: _write_json(path, dataclasses.asdict(result)))
-    return result
-
-
-class _Pending:
-    """Encoded documents of a shard in the making."""
-
-    def __init__(self) -> None:
-        self.tokens: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []
-        self.rows: list[int] = []
-        self.text_bytes = 0
-
-    def add(self, encoder: Encoder, chosen: list[Document], vocabulary: Vocabulary) -> None:
-        ids, offsets = encoder.encode([document.text for document in chosen])
-        tokens, lengths = append_eod(ids, offsets, vocabulary.eod_id, vocabulary.dtype)
-        self.tokens.append(tokens)
-        self.lengths.append(lengths)
-        self.rows += [document.row for document in chosen]
-        self.text_bytes += sum(len(document.text) for document in chosen)
-
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return np.concatenate(self.tokens), np.concatenate(self.lengths), np.array(self.rows, dtype=np.int64)
-
-
-def _batches(found: Iterable[Document], counts: dict[str, int], most: int) -> Iterator[list[Document]]:
-    """Batches of about `most` characters; empty texts are counted and left out."""
-    batch: list[Document] = []
-    size = 0
-    for document in found:
-        if not document.text:
-            counts["empty"] += 1
-            continue
-        batch.append(document)
-        size += len(document.text)
-        counts["bytes"] += len(document.text.encode())
-        if size >= most:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _by_split(batch: list[Document], fraction: float) -> Iterator[tuple[str, list[Document]]]:
-    held_out = [in_validation(document.text, fraction) for document in batch]
-    for split, wanted in (("train", False), ("validation", True)):
-        if chosen := [document for document, held in zip(batch, held_out, strict=True) if held is wanted]:
-            yield split, chosen
 
 
 def _finish(
@@ -369,7 +253,7 @@ def _finish(
         skipped=sum(result.bad + result.empty for result in results),
     )
     write_atomically(options.out / TOKENIZER_NAME, lambda path: _write_bytes(path, vocabulary.data))
-    write_atomically(options.out / MANIFEST_NAME, lambda path: _write_json(path, manifest.to_json()))
+    write_atomically(options.out / MANIFEST_NAME, lambda path: write_json(path, manifest.to_json()))
     return manifest
 
 

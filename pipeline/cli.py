@@ -12,7 +12,8 @@ import click
 from pipeline.command import Group, echo_json
 
 if TYPE_CHECKING:
-    from pipeline.build import BuildResult, UnitResult
+    from pipeline.build import BuildResult
+    from pipeline.unit import UnitResult
 
 STORE = click.argument("store", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

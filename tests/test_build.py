@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.build import BUILD_FOLDER, BuildOptions, build, in_validation, remove
+from pipeline.build import BUILD_FOLDER, BuildOptions, build, remove
 from pipeline.corpus import Reading, documents, find_files, split_units
 from pipeline.encoding import choose_encoder, load_vocabulary
 from pipeline.errors import CorpusError, StoreError, TokenizerError
 from pipeline.format import Manifest
 from pipeline.reader import Store
+from pipeline.unit import in_validation
 from pipeline.verify import verify
 from pipeline.vocabulary import train_tokenizer
 
@@ -144,7 +145,7 @@ def test_killed_at_any_unit_and_run_again_gives_the_same_bytes(tokenizer, tmp_pa
     code = f"""
 import os, signal
 from pathlib import Path
-from pipeline import build as b
+from pipeline import build as b, unit as u
 write, left = b.write_atomically, [int(os.environ["WRITES"])]
 def counted(path, action):
     left[0] -= 1
@@ -152,7 +153,7 @@ def counted(path, action):
         path.with_name("." + path.name + ".1.partial").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, action)
-b.write_atomically = counted
+b.write_atomically = u.write_atomically = counted
 b.build(b.BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
     out=Path({str(tmp_path / "killed")!r}), unit_bytes=6000))
 """

@@ -1,0 +1,172 @@
+"""One unit of the input into its shards: read, encode, split off held-out documents, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pipeline.corpus import Document, Reading, Unit, documents
+from pipeline.encoding import Encoder, Vocabulary, append_eod, make_encoder
+from pipeline.errors import CorpusError
+from pipeline.format import SPLIT_FOLDERS, ShardInfo
+from pipeline.writer import write_atomically, write_shard
+
+BATCH_BYTES = 4 << 20
+BAD_KEPT = 5
+"""Bad records of a unit that are described; all are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitOptions:
+    """What every unit of a build has in common."""
+
+    out: Path
+    sidecars: Path
+    """Folder for the units' results: a unit is done when its own is there."""
+    reading: Reading
+    vocabulary: Vocabulary
+    encoder: str
+    validation_fraction: float
+    unit_bytes: int
+    skip_bad: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What became of a unit."""
+
+    unit: int
+    shards: list[ShardInfo]
+    text_bytes: int
+    empty: int
+    bad: int
+    bad_examples: list[str] = field(default_factory=list)
+
+
+def in_validation(text: str, fraction: float) -> bool:
+    """Whether a document is held out: XXH3-64 of its UTF-8 bytes is below fraction * 2**64. Copies go together."""
+    return fraction > 0 and xxhash.xxh3_64_intdigest(text.encode()) < int(fraction * 2**64)
+
+
+def load_result(path: Path) -> UnitResult:
+    """Read the result of a unit that is done."""
+    data = json.loads(path.read_bytes())
+    return UnitResult(**{**data, "shards": [ShardInfo(**shard) for shard in data["shards"]]})
+
+
+def build_unit(index: int, unit: Unit, *, options: UnitOptions) -> UnitResult:
+    """Write the shards of unit number `index`, then its sidecar. Raises CorpusError, StoreError."""
+    work = _Work(index, unit, options)
+    for batch in work.batches(min(BATCH_BYTES, options.unit_bytes)):
+        for split, chosen in _by_split(batch, options.validation_fraction):
+            work.add(split, chosen)
+    result = work.finish()
+    sidecar = options.sidecars / f"{index:05d}.json"
+    write_atomically(sidecar, lambda path: write_json(path, dataclasses.asdict(result)))
+    return result
+
+
+class _Work:
+    """A unit in the making."""
+
+    def __init__(self, index: int, unit: Unit, options: UnitOptions) -> None:
+        self.index = index
+        self.unit = unit
+        self.options = options
+        self.encoder = make_encoder(options.encoder, options.vocabulary.data)
+        self.pending = {split: _Pending() for split in SPLIT_FOLDERS}
+        self.shards: list[ShardInfo] = []
+        self.text_bytes = self.empty = self.bad = 0
+        self.bad_examples: list[str] = []
+
+    def batches(self, most: int) -> Iterator[list[Document]]:
+        """Documents in batches of about `most` characters; empty texts are counted and left out."""
+        batch: list[Document] = []
+        size = 0
+        for document in documents(self.unit, self.options.reading, self._on_bad):
+            if not document.text:
+                self.empty += 1
+                continue
+            batch.append(document)
+            size += len(document.text)
+            self.text_bytes += len(document.text.encode())
+            if size >= most:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def add(self, split: str, chosen: list[Document]) -> None:
+        """Encode documents; write a shard once enough are pending: an input that cannot be split makes several."""
+        self.pending[split].add(self.encoder, chosen, self.options.vocabulary)
+        if self.pending[split].text_bytes >= 2 * self.options.unit_bytes:
+            self._flush(split)
+
+    def finish(self) -> UnitResult:
+        """Write what is pending."""
+        for split in SPLIT_FOLDERS:
+            if self.pending[split].rows:
+                self._flush(split)
+        return UnitResult(
+            unit=self.index,
+            shards=self.shards,
+            text_bytes=self.text_bytes,
+            empty=self.empty,
+            bad=self.bad,
+            bad_examples=self.bad_examples,
+        )
+
+    def _flush(self, split: str) -> None:
+        earlier = sum(shard.split == split for shard in self.shards)
+        part = f".{earlier:03d}" if earlier else ""
+        file = f"{SPLIT_FOLDERS[split]}/{self.index:05d}{part}.arrow"
+        columns = self.pending[split].columns()
+        self.shards.append(write_shard(self.options.out, file, split, self.unit.name, *columns))
+        self.pending[split] = _Pending()
+
+    def _on_bad(self, error: CorpusError) -> None:
+        if not self.options.skip_bad:
+            raise error
+        self.bad += 1
+        if len(self.bad_examples) < BAD_KEPT:
+            self.bad_examples.append(str(error))
+
+
+class _Pending:
+    """Encoded documents of a shard in the making."""
+
+    def __init__(self) -> None:
+        self.tokens: list[np.ndarray] = []
+        self.lengths: list[np.ndarray] = []
+        self.rows: list[int] = []
+        self.text_bytes = 0
+
+    def add(self, encoder: Encoder, chosen: list[Document], vocabulary: Vocabulary) -> None:
+        ids, offsets = encoder.encode([document.text for document in chosen])
+        tokens, lengths = append_eod(ids, offsets, vocabulary.eod_id, vocabulary.dtype)
+        self.tokens.append(tokens)
+        self.lengths.append(lengths)
+        self.rows += [document.row for document in chosen]
+        self.text_bytes += sum(len(document.text) for document in chosen)
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.concatenate(self.tokens), np.concatenate(self.lengths), np.array(self.rows, dtype=np.int64)
+
+
+def _by_split(batch: list[Document], fraction: float) -> Iterator[tuple[str, list[Document]]]:
+    held_out = [in_validation(document.text, fraction) for document in batch]
+    for split, wanted in (("train", False), ("validation", True)):
+        if chosen := [document for document, held in zip(batch, held_out, strict=True) if held is wanted]:
+            yield split, chosen
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, for people too."""
+    path.write_text(json.dumps(value, indent=1))
