@@ -190,6 +190,21 @@ def test_a_finished_run_can_go_on_with_a_longer_schedule(store, tmp_path):
     assert first.tokens_seen < tokens == second.tokens_seen
 
 
+def test_a_changed_schedule_may_be_shorter_but_not_longer_than_the_model(store, tmp_path):
+    folder = tmp_path / "changed"
+    tokens = Store.open(store).tokens
+    half = {"run__epochs": None, "run__total_tokens": tokens // 2}
+    whole_epoch = {"run__epochs": None, "run__total_tokens": tokens}
+    loop.run(config_of(store, folder, **half), warn=fail)
+    with pytest.raises(RunError, match="longer than the model"):
+        longer = config_of(store, folder, **whole_epoch, curriculum__seqlen_end=64)
+        loop.run(longer, change_schedule=True, warn=quiet)
+    shorter = config_of(store, folder, **whole_epoch, curriculum__seqlen_end=16)
+    assert loop.run(shorter, change_schedule=True, warn=quiet).tokens_seen == tokens
+    assert read_metrics(folder)[-1]["seqlen"] == 16
+    assert sample(folder, "w3", tokens=3, temperature=0.0, top_k=0, seed=1)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(store, tmp_path):
     with pytest.raises(RunError, match=r"step \d+[\s\S]*lower optimizer\.lr"):
         loop.run(config_of(store, tmp_path / "hot", optimizer__lr=1e30, optimizer__clip=0.0), warn=quiet)

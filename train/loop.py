@@ -31,6 +31,8 @@ from train.optimizer import learning_rate, make_optimizer
 from train.stability import LossRatio, adam_variance
 
 CONFIG_NAME = "config.json"
+Saved = tuple[Path, dict[str, Any]]
+"""Folder and state of a checkpoint."""
 FREE_KEYS = {
     "run.dir",
     "run.device",
@@ -73,15 +75,23 @@ class Outcome:
 class Run:
     """Everything that lives as long as a run."""
 
-    def __init__(self, config: Config, warn: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, warn: Callable[[str], None], saved: Saved | None = None) -> None:
         self.config = config
         self.warn = warn
         self.store = Store.open(config.store)
         self.schedule: Schedule = config.schedule().resolve(self.store.tokens)
         self.device = _device(config.run.device)
         torch.manual_seed(config.run.seed)
-        vocab_size = self.store.manifest.vocab_size
-        self.model = GPT2(config.model, vocab_size, self.schedule.max_seqlen).to(self.device)
+        positions = saved[1]["positions"] if saved else self.schedule.max_seqlen
+        if self.schedule.max_seqlen > positions:
+            raise RunError(
+                "the schedule is longer than the model that was begun",
+                where=config.run.dir,
+                found=f"sequences of {self.schedule.max_seqlen} tokens",
+                allowed=f"{positions} tokens: so many positions it has",
+                remedy="keep the longest length, or begin another run",
+            )
+        self.model = GPT2(config.model, self.store.manifest.vocab_size, positions).to(self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.loader = CurriculumLoader(self.store, self.schedule, seed=config.run.seed)
         self.at = Progressed()
@@ -135,23 +145,20 @@ class Run:
         """Write a checkpoint of this moment."""
         self.at.loss_least, self.at.spikes = self.ratio.least, self.ratio.spikes
         progressed = {**asdict(self.at), "loss_least": self.at.loss_least if self.at.step else None}
-        state = {"progressed": progressed, "loader": self.loader.state_dict()}
+        positions = self.model.positions.num_embeddings
+        state = {"progressed": progressed, "positions": positions, "loader": self.loader.state_dict()}
         run = self.config.run
         checkpoint.save(run.dir, self.at.step, self.model, self.optimizer, state, run.keep_checkpoints)
 
-    def resume(self, change_schedule: bool) -> bool:
-        """Go on from the newest sound checkpoint, if there is one."""
-        found = checkpoint.load_latest(self.config.run.dir, self.warn)
-        if found is None:
-            return False
-        folder, state = found
+    def resume(self, saved: Saved, change_schedule: bool) -> None:
+        """Go on from a checkpoint."""
+        folder, state = saved
         self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
         self.schedule = self.loader.schedule
         checkpoint.restore(folder, state, self.model, self.optimizer)
         kept = state["progressed"]
         self.at = Progressed(**{**kept, "loss_least": math.inf if kept["loss_least"] is None else kept["loss_least"]})
         self.ratio = LossRatio(self.at.loss_least, self.at.spikes)
-        return True
 
 
 def run(
@@ -168,9 +175,12 @@ def run(
     if force and (folder / CONFIG_NAME).exists():
         shutil.rmtree(folder)
     _check_folder(folder, config, change_schedule)
-    this = Run(config, warn)
+    saved = checkpoint.load_latest(folder, warn)
+    resumed = saved is not None
+    this = Run(config, warn, saved)
+    if saved:
+        this.resume(saved, change_schedule)
     folder.mkdir(parents=True, exist_ok=True)
-    resumed = this.resume(change_schedule)
     _write_config(folder, config)
     metrics = MetricsFile(folder, keep_until_step=this.at.step if resumed else -1)
     if resumed:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
@@ -35,8 +34,7 @@ def load_run(run: Path) -> tuple[Config, GPT2, Store]:
         raise RunError("the run has no checkpoint yet", where=run, remedy="go on with it: slw-train run CONFIG.toml")
     folder, state = found
     store = Store.open(config.store)
-    schedule = Schedule.from_json(state["loader"]["schedules"][-1][1])
-    model = GPT2(config.model, store.manifest.vocab_size, schedule.max_seqlen)
+    model = GPT2(config.model, store.manifest.vocab_size, state["positions"])
     checkpoint.load_model(folder, model)
     return config, model.eval(), store
 
