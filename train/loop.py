@@ -53,8 +53,6 @@ class Progressed:
     tokens_seen: int = 0
     elapsed_s: float = 0.0
     """Training alone, without validation and checkpoints."""
-    loss_least: float = math.inf
-    spikes: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,10 +141,12 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
-        self.at.loss_least, self.at.spikes = self.ratio.least, self.ratio.spikes
-        progressed = {**asdict(self.at), "loss_least": self.at.loss_least if self.at.step else None}
-        positions = self.model.positions.num_embeddings
-        state = {"progressed": progressed, "positions": positions, "loader": self.loader.state_dict()}
+        state = {
+            "progressed": asdict(self.at),
+            "loss_ratio": asdict(self.ratio),
+            "positions": self.model.positions.num_embeddings,
+            "loader": self.loader.state_dict(),
+        }
         run = self.config.run
         checkpoint.save(run.dir, self.at.step, self.model, self.optimizer, state, run.keep_checkpoints)
 
@@ -156,9 +156,8 @@ class Run:
         self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
         self.schedule = self.loader.schedule
         checkpoint.restore(folder, state, self.model, self.optimizer)
-        kept = state["progressed"]
-        self.at = Progressed(**{**kept, "loss_least": math.inf if kept["loss_least"] is None else kept["loss_least"]})
-        self.ratio = LossRatio(self.at.loss_least, self.at.spikes)
+        self.at = Progressed(**state["progressed"])
+        self.ratio = LossRatio(**state["loss_ratio"])
 
 
 def run(
