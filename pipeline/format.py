@@ -75,6 +75,8 @@ class ShardInfo:
     length_histogram: list[int]
     unit: str
     """The part of the input it was made from, readable by a person: `books.jsonl [0:67108864]`."""
+    source: str = ""
+    """The named source of its documents, "" where none was named. Shards of one source stand together."""
 
 
 @dataclass(frozen=True, kw_only=True)

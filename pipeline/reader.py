@@ -67,9 +67,22 @@ class Store:
         return int(self.lengths.sum())
 
     @property
+    def sources(self) -> dict[str, range]:
+        """The document numbers of each named source, in store order; one source named "" where none was named."""
+        ranges: dict[str, range] = {}
+        for shard, first in zip(self.shards, self._shard_starts.tolist(), strict=False):
+            start = ranges[shard.source].start if shard.source in ranges else first
+            ranges[shard.source] = range(start, first + shard.documents)
+        return ranges
+
+    @property
     def fingerprint(self) -> str:
         """Digest of what is served: split, tokenizer and every shard. Equal fingerprints serve equal batches."""
-        parts = [self.split, self.manifest.tokenizer_digest, *(shard.digest for shard in self.shards)]
+        parts = [
+            self.split,
+            self.manifest.tokenizer_digest,
+            *(f"{shard.source} {shard.digest}" for shard in self.shards),
+        ]
         return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
 
     @property

@@ -26,14 +26,18 @@ def documents_of(lengths, vocab_size=50, seed=0):
     return [np.append(random.integers(1, vocab_size, n - 1), EOD).astype(token_dtype(vocab_size)) for n in lengths]
 
 
-def write_store(path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="train", tokenizer=b"{}"):
-    """Write `documents` as a store of `shards` shards; call again with another split to add it."""
+def write_store(path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="train", tokenizer=b"{}", source=""):
+    """Write `documents` as a store of `shards` shards; call again with another split or source to add it."""
     path = Path(path)
     folder = {"train": "shards", "validation": "validation"}[split]
     (path / folder).mkdir(parents=True, exist_ok=True)
     (path / "tokenizer.json").write_bytes(tokenizer)
     infos = []
-    for number, part in enumerate(np.array_split(np.arange(len(documents)), shards)):
+    manifest_path = path / "manifest.json"
+    earlier = Manifest.load(path).shards if manifest_path.exists() else []
+    kept = [s for s in earlier if (s.split, s.source) != (split, source)]
+    before = sum(s.split == split for s in kept)
+    for number, part in enumerate(np.array_split(np.arange(len(documents)), shards), start=before):
         chosen = [documents[i] for i in part]
         file = path / folder / f"{number:05d}.arrow"
         dtype = token_dtype(vocab_size)
@@ -55,10 +59,9 @@ def write_store(path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="
                 tokens=int(lengths.sum()),
                 length_histogram=length_histogram(lengths),
                 unit=f"test {number}",
+                source=source,
             )
         )
-    manifest_path = path / "manifest.json"
-    earlier = Manifest.load(path).shards if manifest_path.exists() else []
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         tokenizer_digest=digest_bytes(tokenizer),
@@ -66,7 +69,7 @@ def write_store(path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="
         token_dtype=str(token_dtype(vocab_size)),
         eod_id=EOD,
         bos_id=bos_id,
-        shards=[s for s in earlier if s.split != split] + infos,
+        shards=kept + infos,
         parameters={},
     )
     manifest_path.write_text(json.dumps(manifest.to_json()))

@@ -91,3 +91,11 @@ def test_missing_things_are_named(tmp_path):
     (tmp_path / manifest.shards[0].file).unlink()
     with pytest.raises(StoreError, match="missing"):
         Store.open(tmp_path)
+
+
+def test_the_documents_of_a_source_stand_together(tmp_path):
+    write_store(tmp_path, documents_of([5, 1, 9]), shards=2, source="books")
+    write_store(tmp_path, documents_of([7, 7]), source="code")
+    store = Store.open(tmp_path)
+    assert store.sources == {"books": range(3), "code": range(3, 5)}
+    assert store.lengths.tolist() == [5, 1, 9, 7, 7]
