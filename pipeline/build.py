@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +26,7 @@ from pipeline.corpus import Reading, Unit, documents, find_files, split_units
 from pipeline.encoding import Vocabulary, choose_encoder, load_vocabulary
 from pipeline.errors import ConfigError, CorpusError, StoreError
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
-from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult, build_unit, load_result, write_json
+from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult, build_units, load_result, write_json
 from pipeline.writer import write_atomically
 
 BUILD_FOLDER = ".slw-build"
@@ -94,10 +93,12 @@ def build(options: BuildOptions, report: Report = lambda result, units: None) ->
     with _lock(folder):
         _begin(folder, parameters)
         name, reason = choose_encoder(vocabulary, _sample(units, options), options.encoder)
-        job = partial(build_unit, options=_unit_options(options, vocabulary, name))
+        unit_options = _unit_options(options, vocabulary, name)
         done = {int(path.stem): load_result(path) for path in folder.glob("[0-9]*.json")}
         fresh = []
-        for result in _run(job, [(i, unit) for i, unit in enumerate(units) if i not in done], options.workers):
+        for result in _run(
+            [(i, unit) for i, unit in enumerate(units) if i not in done], unit_options, options.workers
+        ):
             fresh.append(result)
             done[result.unit] = result
             report(result, len(units))
@@ -210,23 +211,27 @@ def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
     """Documents from the first, middle and last unit."""
     chosen = [units[i] for i in sorted({0, len(units) // 2, len(units) - 1})]
     each = SAMPLE_DOCUMENTS // len(chosen)
-    found = (islice(documents(unit, options.reading, lambda error: None), each) for unit in chosen)
-    return [document.text[:100_000] for part in found for document in part]
+    found = (documents(unit, options.reading, lambda error: None) for unit in chosen)
+    texts = (islice((text for batch in part for text in batch.texts), each) for part in found)
+    return [text[:100_000] for part in texts for text in part]
 
 
-def _run(job: Callable[..., UnitResult], tasks: list[tuple[int, Unit]], workers: int) -> Iterator[UnitResult]:
+def _run(tasks: list[tuple[int, Unit]], options: UnitOptions, workers: int) -> Iterator[UnitResult]:
     if workers == 1 or len(tasks) <= 1:
-        for index, unit in tasks:
-            yield job(index, unit)
+        yield from build_units(tasks, options)
         return
     with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
-        futures = [pool.submit(job, index, unit) for index, unit in tasks]
+        futures = [pool.submit(_one, task, options) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _one(task: tuple[int, Unit], options: UnitOptions) -> UnitResult:
+    return next(build_units([task], options))
 
 
 def _finish(

@@ -28,6 +28,7 @@ LINES = (".jsonl", ".json", ".ndjson")
 TEXTS = (".txt", ".md")
 TABLES = (".parquet",)
 CHUNK_BYTES = 1 << 20
+BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +59,18 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Document:
-    """One record of the corpus."""
+class Documents:
+    """Consecutive records of the corpus: at most about `BATCH_BYTES` of text, or one document."""
 
-    text: str
-    row: int
-    """Byte offset of a line or a text, row number of a table."""
+    texts: list[str]
+    rows: list[int]
+    """Byte offsets of lines or texts, row numbers of a table."""
+    ids: list[str] | None = None
+    """What the corpus calls them; None where nobody asked."""
 
+
+Record = tuple[str, int]
+"""Text and row of one document."""
 
 Bad = Callable[[CorpusError], None]
 """Called with every bad record; raises it, or counts it and returns."""
@@ -119,9 +125,28 @@ def split_units(files: list[Path], unit_bytes: int, reading: Reading) -> list[Un
     return units
 
 
-def documents(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
-    """The documents of a unit in order; `bad` is called with a CorpusError for each record that is none."""
-    return READERS[unit.kind](unit, reading, bad)
+def documents(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int = BATCH_BYTES) -> Iterator[Documents]:
+    """The documents of a unit in order, in batches of about `batch_bytes` of text.
+
+    `bad` is called with a CorpusError for each record that is none.
+    """
+    return READERS[unit.kind](unit, reading, bad, batch_bytes)
+
+
+def in_batches(records: Iterator[Record], batch_bytes: int) -> Iterator[Documents]:
+    """Put single records together until they have `batch_bytes` characters."""
+    texts: list[str] = []
+    rows: list[int] = []
+    size = 0
+    for text, row in records:
+        texts.append(text)
+        rows.append(row)
+        size += len(text)
+        if size >= batch_bytes:
+            yield Documents(texts, rows)
+            texts, rows, size = [], [], 0
+    if texts:
+        yield Documents(texts, rows)
 
 
 def _suffix(path: Path) -> str:
@@ -188,15 +213,15 @@ def _unreadable(path: str, error: Exception) -> CorpusError:
     )
 
 
-def _texts(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
+def _texts(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
     for path in unit.paths:
         with _open(path) as stream:
             data = _read(stream, path)
         if (text := _decode(data, path, bad)) is not None:
-            yield Document(text, 0)
+            yield text, 0
 
 
-def _separated(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
+def _separated(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
     assert reading.separator is not None
     path, separator = unit.paths[0], reading.separator.encode()
     pending, row = b"", 0
@@ -205,10 +230,10 @@ def _separated(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
             *parts, pending = (pending + chunk).split(separator)
             for part in parts:
                 if (text := _decode(part, f"{path}, byte {row}", bad)) is not None:
-                    yield Document(text, row)
+                    yield text, row
                 row += len(part) + len(separator)
     if pending and (text := _decode(pending, f"{path}, byte {row}", bad)) is not None:
-        yield Document(text, row)
+        yield text, row
 
 
 def _decode(data: bytes, where: str, bad: Bad) -> str | None:
@@ -219,7 +244,7 @@ def _decode(data: bytes, where: str, bad: Bad) -> str | None:
         return None
 
 
-def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
+def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
     path = unit.paths[0]
     with _open(path) as stream:
         at = unit.first
@@ -235,7 +260,7 @@ def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
                 return
             text = _text_of_line(line, reading.text_field, path, at, bad)
             if text is not None:
-                yield Document(text, at)
+                yield text, at
             at += len(line)
 
 
@@ -288,7 +313,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise CorpusError("not a readable Parquet file", where=path, found=error) from error
 
 
-def _table(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
+def _table(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
     path = unit.paths[0]
     with _parquet(Path(path)) as table:
         if reading.text_field not in table.schema_arrow.names:
@@ -302,7 +327,7 @@ def _table(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
         for batch in table.iter_batches(row_groups=list(range(unit.first, unit.end)), columns=[reading.text_field]):
             for value in batch.column(0).to_pylist():
                 if isinstance(value, str):
-                    yield Document(value, row)
+                    yield value, row
                 else:
                     bad(
                         CorpusError(
@@ -315,9 +340,14 @@ def _table(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Document]:
                 row += 1
 
 
-READERS: dict[str, Callable[[Unit, Reading, Bad], Iterator[Document]]] = {
-    "lines": _lines,
-    "separated": _separated,
-    "table": _table,
-    "texts": _texts,
+def _batched(read: Callable[[Unit, Reading, Bad], Iterator[Record]]) -> Reader:
+    return lambda unit, reading, bad, batch_bytes: in_batches(read(unit, reading, bad), batch_bytes)
+
+
+Reader = Callable[[Unit, Reading, Bad, int], Iterator[Documents]]
+READERS: dict[str, Reader] = {
+    "lines": _batched(_lines),
+    "separated": _batched(_separated),
+    "table": _batched(_table),
+    "texts": _batched(_texts),
 }

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from pipeline.corpus import Document, Reading, Unit, documents
+from pipeline.corpus import BATCH_BYTES, Documents, Reading, Unit, documents
 from pipeline.encoding import Encoder, Vocabulary, append_eod, make_encoder
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
 from pipeline.writer import write_atomically, write_shard
 
-BATCH_BYTES = 4 << 20
 BAD_KEPT = 5
 """Bad records of a unit that are described; all are counted."""
 
@@ -61,53 +62,47 @@ def load_result(path: Path) -> UnitResult:
     return UnitResult(**{**data, "shards": [ShardInfo(**shard) for shard in data["shards"]]})
 
 
-def build_unit(index: int, unit: Unit, *, options: UnitOptions) -> UnitResult:
-    """Write the shards of unit number `index`, then its sidecar. Raises CorpusError, StoreError."""
-    work = _Work(index, unit, options)
-    for batch in work.batches(min(BATCH_BYTES, options.unit_bytes)):
-        for split, chosen in _by_split(batch, options.validation_fraction):
-            work.add(split, chosen)
-    result = work.finish()
-    sidecar = options.sidecars / f"{index:05d}.json"
-    write_atomically(sidecar, lambda path: write_json(path, dataclasses.asdict(result)))
-    return result
+def build_units(tasks: Iterable[tuple[int, Unit]], options: UnitOptions) -> Iterator[UnitResult]:
+    """Write the shards of each numbered unit, then its sidecar; results in the order of `tasks`.
+
+    Units run one after another in this process. Raises CorpusError, StoreError; the units yielded so far are done.
+    """
+    encoder = make_encoder(options.encoder, options.vocabulary.data)
+    for index, unit in tasks:
+        work = _Work(index, unit, options, encoder)
+        for batch in documents(unit, options.reading, work.on_bad, min(BATCH_BYTES, options.unit_bytes)):
+            work.add(batch)
+        result = work.finish()
+        sidecar = options.sidecars / f"{index:05d}.json"
+        write_atomically(sidecar, partial(write_json, value=dataclasses.asdict(result)))
+        yield result
 
 
 class _Work:
     """A unit in the making."""
 
-    def __init__(self, index: int, unit: Unit, options: UnitOptions) -> None:
+    def __init__(self, index: int, unit: Unit, options: UnitOptions, encoder: Encoder) -> None:
         self.index = index
         self.unit = unit
         self.options = options
-        self.encoder = make_encoder(options.encoder, options.vocabulary.data)
+        self.encoder = encoder
         self.pending = {split: _Pending() for split in SPLIT_FOLDERS}
         self.shards: list[ShardInfo] = []
         self.text_bytes = self.empty = self.bad = 0
         self.bad_examples: list[str] = []
 
-    def batches(self, most: int) -> Iterator[list[Document]]:
-        """Documents in batches of about `most` characters; empty texts are counted and left out."""
-        batch: list[Document] = []
-        size = 0
-        for document in documents(self.unit, self.options.reading, self._on_bad):
-            if not document.text:
-                self.empty += 1
-                continue
-            batch.append(document)
-            size += len(document.text)
-            self.text_bytes += len(document.text.encode())
-            if size >= most:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+    def add(self, batch: Documents) -> None:
+        """Encode documents; write a shard once enough are pending: an input that cannot be split makes several.
 
-    def add(self, split: str, chosen: list[Document]) -> None:
-        """Encode documents; write a shard once enough are pending: an input that cannot be split makes several."""
-        self.pending[split].add(self.encoder, chosen, self.options.vocabulary)
-        if self.pending[split].text_bytes >= 2 * self.options.unit_bytes:
-            self._flush(split)
+        Empty texts are counted and left out.
+        """
+        full = _select(batch, [bool(text) for text in batch.texts])
+        self.empty += len(batch.texts) - len(full.texts)
+        self.text_bytes += sum(len(text.encode()) for text in full.texts)
+        for split, chosen in _by_split(full, self.options.validation_fraction):
+            self.pending[split].add(self.encoder, chosen, self.options.vocabulary)
+            if self.pending[split].text_bytes >= 2 * self.options.unit_bytes:
+                self._flush(split)
 
     def finish(self) -> UnitResult:
         """Write what is pending."""
@@ -131,7 +126,8 @@ class _Work:
         self.shards.append(write_shard(self.options.out, file, split, self.unit.name, *columns))
         self.pending[split] = _Pending()
 
-    def _on_bad(self, error: CorpusError) -> None:
+    def on_bad(self, error: CorpusError) -> None:
+        """Raise the error, or count and keep it."""
         if not self.options.skip_bad:
             raise error
         self.bad += 1
@@ -148,23 +144,32 @@ class _Pending:
         self.rows: list[int] = []
         self.text_bytes = 0
 
-    def add(self, encoder: Encoder, chosen: list[Document], vocabulary: Vocabulary) -> None:
-        ids, offsets = encoder.encode([document.text for document in chosen])
+    def add(self, encoder: Encoder, chosen: Documents, vocabulary: Vocabulary) -> None:
+        ids, offsets = encoder.encode(chosen.texts)
         tokens, lengths = append_eod(ids, offsets, vocabulary.eod_id, vocabulary.dtype)
         self.tokens.append(tokens)
         self.lengths.append(lengths)
-        self.rows += [document.row for document in chosen]
-        self.text_bytes += sum(len(document.text) for document in chosen)
+        self.rows += chosen.rows
+        self.text_bytes += sum(len(text) for text in chosen.texts)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.concatenate(self.tokens), np.concatenate(self.lengths), np.array(self.rows, dtype=np.int64)
 
 
-def _by_split(batch: list[Document], fraction: float) -> Iterator[tuple[str, list[Document]]]:
-    held_out = [in_validation(document.text, fraction) for document in batch]
+def _by_split(batch: Documents, fraction: float) -> Iterator[tuple[str, Documents]]:
+    held_out = [in_validation(text, fraction) for text in batch.texts]
     for split, wanted in (("train", False), ("validation", True)):
-        if chosen := [document for document, held in zip(batch, held_out, strict=True) if held is wanted]:
+        chosen = _select(batch, [held is wanted for held in held_out])
+        if chosen.texts:
             yield split, chosen
+
+
+def _select(batch: Documents, wanted: list[bool]) -> Documents:
+    return Documents(
+        list(compress(batch.texts, wanted)),
+        list(compress(batch.rows, wanted)),
+        None if batch.ids is None else list(compress(batch.ids, wanted)),
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

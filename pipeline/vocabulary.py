@@ -50,10 +50,10 @@ def train_tokenizer(
     def texts() -> Iterator[str]:
         nonlocal seen
         for unit in split_units(find_files(inputs, suffixes), 1 << 30, reading):
-            for document in documents(unit, reading, _raise):
-                seen += len(document.text)
-                on_document(len(document.text))
-                yield document.text
+            for text in (text for batch in documents(unit, reading, _raise) for text in batch.texts):
+                seen += len(text)
+                on_document(len(text))
+                yield text
 
     tokenizer.train_from_iterator(texts(), trainer)
     if not seen:

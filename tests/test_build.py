@@ -109,7 +109,8 @@ def test_no_line_is_lost_or_read_twice_at_any_unit_size(tmp_path_factory, texts,
     lines = [orjson.dumps({"text": text}) for text in texts]
     path.write_bytes((b"\n\n" if blank else b"\n").join(lines))
     units = split_units([path], unit_bytes, Reading())
-    found = [(d.text, d.row) for unit in units for d in documents(unit, Reading(), lambda error: None)]
+    batches = [batch for unit in units for batch in documents(unit, Reading(), lambda error: None)]
+    found = [record for batch in batches for record in zip(batch.texts, batch.rows, strict=True)]
     assert [text for text, _ in found] == texts
     data = path.read_bytes()
     assert all(data[row:].startswith(line) for (_, row), line in zip(found, lines, strict=True))
