@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.dealer import DEAL_SEQUENCES, Dealer
+from curriculum.planner import PLANNERS, sequences_of
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
@@ -173,10 +173,10 @@ class CurriculumLoader:
 
     def _batches(self) -> Iterator[Batch]:
         """Batches from `self.step` on. The past is dealt again, under the schedules it was dealt under."""
-        dealer = Dealer(self.store.lengths, seed=self.seed)
+        planner = PLANNERS[self.schedule.planner](self.store.lengths, self.seed)
         ends = [first for first, _ in self._history[1:]] + [self.schedule.total_steps]
         for (first, schedule), end in zip(self._history, ends, strict=True):
-            for step, packed in deal_steps(dealer, schedule, first, end):
+            for step, packed in planner.steps(schedule, first, end):
                 if step >= self.step:
                     yield self._batch(step, packed)
 
@@ -204,33 +204,6 @@ class CurriculumLoader:
             targets=int(rows.length.sum()),
             pieces=own,
         )
-
-
-def deal_steps(dealer: Dealer, schedule: Schedule, first: int, end: int) -> Iterator[tuple[int, Packed]]:
-    """The global batches of steps `first` to `end` - 1, in deals as large as the schedule and the epoch allow.
-
-    What was dealt for steps from `end` on, because the schedule did not know of its end, goes back to the dealer.
-    """
-    step = first
-    dealer.epochs = schedule.max_epochs
-    while step < end:
-        seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
-        most = min(DEAL_SEQUENCES // sequences, dealer.tokens // (seqlen * sequences))
-        batches = min(max(most, 1), schedule.end_of_phase(step) - step)
-        dealt = dealer.deal(seqlen, batches * sequences)
-        for batch in range(batches):
-            if step == end:
-                dealer.take_back(dealt, batch * sequences)
-                return
-            yield step, sequences_of(dealt, batch * sequences, (batch + 1) * sequences)
-            step += 1
-
-
-def sequences_of(packed: Packed, first: int, last: int) -> Packed:
-    """Sequences `first` to `last` - 1 of `packed`, or those of them that there are."""
-    offsets = packed.offsets[min(first, packed.sequences) : min(last, packed.sequences) + 1]
-    pieces = slice(int(offsets[0]), int(offsets[-1]))
-    return Packed(packed.document[pieces], packed.start[pieces], packed.length[pieces], offsets - offsets[0])
 
 
 def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[Batch]:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.dealer import Dealer
-from curriculum.loader import deal_steps
+from curriculum.planner import PLANNERS
 from curriculum.schedule import Schedule
 from pipeline.packing import least_cuts
 from pipeline.reader import Store
@@ -109,21 +108,22 @@ def plan(schedule: Schedule, store: Store) -> Plan:
 def rehearse(schedule: Schedule, store: Store, seed: int) -> Ledger:
     """Deal the whole run, as the loader will, and count what it serves."""
     schedule = schedule.resolve(store.tokens)
-    dealer = Dealer(store.lengths, seed=seed)
+    planner = PLANNERS[schedule.planner](store.lengths, seed)
     served = np.zeros(store.documents, dtype=np.int64)
     pieces = 0
-    for _, packed in deal_steps(dealer, schedule, 0, schedule.total_steps):
+    for _, packed in planner.steps(schedule, 0, schedule.total_steps):
         served += np.bincount(packed.document, packed.length, store.documents).astype(np.int64)
         pieces += len(packed.document)
     targets = int(served.sum())
+    epochs = max(-(-targets // store.tokens), 1)
     return Ledger(
         targets=targets,
         padding=schedule.tokens_before(schedule.total_steps) - targets,
         served_least=int((served // store.lengths).min()),
         served_most=int((-(-served // store.lengths)).max()),
         pieces=pieces,
-        cuts=pieces - int(np.count_nonzero(served)) * max(dealer.epoch, 1),
-        least_cuts=least_cuts(store.lengths, schedule.max_seqlen) * max(dealer.epoch, 1),
+        cuts=pieces - int(np.count_nonzero(served)) * epochs,
+        least_cuts=least_cuts(store.lengths, schedule.max_seqlen) * epochs,
     )
 
 

@@ -45,6 +45,8 @@ class Schedule:
     epochs: int | None = None
     max_epochs: int = 1
     """How often the data may be repeated to reach `total_tokens`."""
+    planner: str = "dealing"
+    """What makes batches of it: a name of `curriculum.planner.PLANNERS`."""
 
     @classmethod
     def linear(
