@@ -9,43 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
+from curriculum.batch import Batch, make_batch
 from curriculum.planner import PLANNERS, sequences_of
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 
-NO_TARGET = -100
-"""The label of a position without a target, as in torch and Hugging Face."""
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's rows of one optimizer step."""
-
-    input_ids: np.ndarray
-    """int64 [sequences, seqlen]: the token before each label."""
-    labels: np.ndarray
-    """int64 [sequences, seqlen]: already shifted; -100 where there is no target (padding of the very last batch)."""
-    position_ids: np.ndarray
-    """int64 [sequences, seqlen]: from 0 in each span."""
-    cu_seqlens: np.ndarray
-    """int32 [spans + 1]: where spans (pieces of documents) begin in the flattened rows; FlashAttention's meaning."""
-    max_seqlen: int
-    """Tokens of the longest span."""
-    step: int
-    seqlen: int
-    targets: int
-    """Labels that are not -100, over all ranks."""
-    pieces: Packed
-    """Which positions of which documents: provenance."""
 
 
 class CurriculumLoader:
@@ -185,25 +159,8 @@ class CurriculumLoader:
         seqlen, sequences = self.schedule.seqlen(step), self.schedule.sequences(step)
         first, last = (sequences * rank // self.world_size for rank in (self.rank, self.rank + 1))
         own = sequences_of(rows, first, last)
-        size = (last - first) * seqlen
-        filled = int(own.length.sum())
-        inputs, labels = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-        self.store.gather(own.document, own.start, own.length, inputs[:filled], labels[:filled])
-        inputs[filled:], labels[filled:] = self.store.manifest.eod_id, NO_TARGET
-        padding = np.diff(np.unique(np.append(np.arange(-(-filled // seqlen), last - first + 1) * seqlen, filled)))
-        spans = np.concatenate([own.length, padding])
-        ends = np.cumsum(spans)
-        return Batch(
-            input_ids=inputs.reshape(-1, seqlen),
-            labels=labels.reshape(-1, seqlen),
-            position_ids=(np.arange(size) - np.repeat(ends - spans, spans)).reshape(-1, seqlen),
-            cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
-            max_seqlen=int(spans.max()),
-            step=step,
-            seqlen=seqlen,
-            targets=int(rows.length.sum()),
-            pieces=own,
-        )
+        targets = int(rows.length.sum())
+        return make_batch(self.store, own, seqlen=seqlen, sequences=last - first, step=step, targets=targets)
 
 
 def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[Batch]:

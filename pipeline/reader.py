@@ -1,22 +1,23 @@
-"""A finished store, memory-mapped: document lengths at once, tokens when they are asked for.
+"""A finished store, memory-mapped piece by piece: opening reads the manifest, a shard is touched at its first use.
 
-Nothing is copied at opening but the list offsets. Before a shard's tokens are served for the first time its
-digest is compared with the manifest; the result is remembered by size and modification time in STORE/.verified,
-so that the next opening costs nothing. `gather` is the only way training reads tokens: one nogil kernel call a batch.
+At its first use a shard is mapped and its list offsets are checked; before a token of it is served its digest is
+compared with the manifest too. That result is remembered by size and modification time in STORE/.verified, so that
+the next process need not read the whole store. Price: 100 bytes a shard, nothing a document, until `lengths` is asked
+for (8 bytes a document).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from numba import carray, njit, types
-from numba.extending import intrinsic
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
@@ -32,25 +33,24 @@ class Store:
         self.manifest = manifest
         self.split = split
         self.shards: list[ShardInfo] = manifest.of_split(split)
-        self._maps: list[pa.MemoryMappedFile] = []
+        self.tokens = manifest.tokens(split)
+        """Number of stored tokens of this split: the targets of one epoch."""
+        self._verify = verify
         self._dtype = np.dtype(manifest.token_dtype)
-        columns = [self._map(shard) for shard in self.shards]
-        self.lengths: np.ndarray = _concatenate([np.diff(offsets) for _, offsets in columns])
-        """int64 [documents]: stored tokens, the end-of-document token included."""
-        self._address: np.ndarray = _concatenate(
-            [address + offsets[:-1] * self._dtype.itemsize for address, offsets in columns]
-        )
-        self._shard_starts = np.cumsum([0] + [shard.documents for shard in self.shards])
-        self._trusted = np.full(len(self.shards), not verify)
-        if verify:
-            self._recall_verified()
+        self._starts = np.cumsum([0] + [shard.documents for shard in self.shards], dtype=np.int64)
+        self._maps: dict[int, pa.MemoryMappedFile] = {}
+        self._offsets: dict[int, np.ndarray] = {}
+        self._offsets_at, self._tokens_at = np.zeros((2, len(self.shards)), dtype=np.int64)  # addresses, once mapped
+        self._ready = np.zeros(len(self.shards), dtype=np.bool_)  # mapped, and its digest is right
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: str | Path, split: str = "train", *, verify: bool = True) -> Store:
         """Open STORE's `split`, "train" or "validation".
 
-        Raises StoreError where the store is missing, unfinished, or a shard is missing or damaged; ConfigError for
-        an unknown split. `verify=False` skips the digests, never the check of the offsets.
+        Raises StoreError where the store is missing or unfinished, ConfigError for an unknown split. A shard that is
+        missing or damaged is a StoreError when it is first used; `slw-prep verify` looks at all of them.
+        `verify=False` skips the digests, never the check of the offsets.
         """
         if split not in SPLIT_FOLDERS:
             raise ConfigError("unknown split", found=split, allowed=" or ".join(SPLIT_FOLDERS))
@@ -59,18 +59,24 @@ class Store:
     @property
     def documents(self) -> int:
         """Number of documents of this split."""
-        return len(self.lengths)
+        return int(self._starts[-1])
 
-    @property
-    def tokens(self) -> int:
-        """Number of stored tokens of this split: the targets of one epoch."""
-        return int(self.lengths.sum())
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [documents]: stored tokens, the end-of-document token included. Maps every shard, reads no token."""
+        parts = [self.shard_lengths(index) for index in range(len(self.shards))]
+        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+    def shard_lengths(self, index: int) -> np.ndarray:
+        """int64 [documents of shard `index`], as in `lengths`. Raises StoreError where the shard is damaged."""
+        with self._lock:
+            return np.diff(self._map(index))
 
     @property
     def sources(self) -> dict[str, range]:
         """The document numbers of each named source, in store order; one source named "" where none was named."""
         ranges: dict[str, range] = {}
-        for shard, first in zip(self.shards, self._shard_starts.tolist(), strict=False):
+        for shard, first in zip(self.shards, self._starts.tolist(), strict=False):
             start = ranges[shard.source].start if shard.source in ranges else first
             ranges[shard.source] = range(start, first + shard.documents)
         return ranges
@@ -99,7 +105,11 @@ class Store:
                 found=index,
                 allowed=f"0 to {self.documents - 1}",
             )
-        length = self.lengths[index : index + 1]
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        with self._lock:
+            offsets = self._map(shard)
+        item = index - int(self._starts[shard])
+        length = offsets[item + 1 : item + 2] - offsets[item : item + 1]
         labels = np.empty(int(length[0]), dtype=np.int64)
         self.gather(np.array([index]), np.zeros(1, dtype=np.int64), length, np.empty_like(labels), labels)
         return labels.astype(self._dtype)
@@ -113,16 +123,38 @@ class Store:
         beginning-of-document token before a document's first. `document`, `start`, `length` are int64 [pieces].
         Raises StoreError at the first use of a damaged shard.
         """
-        self._verify_shards_of(document)
-        end = start + length
-        assert len(inputs) == len(labels) == int(length.sum()), "buffers and pieces differ in size"
-        assert ((start >= 0) & (length > 0) & (end <= self.lengths[document])).all(), "a piece outside its document"
-        kernel = _gather_uint16 if self._dtype.itemsize == 2 else _gather_uint32
-        kernel(self._address, document, start, length, self.manifest.bos_id, inputs, labels)
+        from pipeline.gather import gather_uint16, gather_uint32  # numba: 0.3 s that looking at a store need not pay
 
-    def _map(self, shard: ShardInfo) -> tuple[int, np.ndarray]:
-        """Map one shard; returns the address of its first token and the list offsets, int64 [documents + 1]."""
-        path = self.path / shard.file
+        assert len(inputs) == len(labels) == int(length.sum()), "buffers and pieces differ in size"
+        self._use_shards_of(document)
+        kernel = gather_uint16 if self._dtype.itemsize == 2 else gather_uint32
+        addresses = (self._starts, self._offsets_at, self._tokens_at)
+        copied = kernel(*addresses, document, start, length, self.manifest.bos_id, inputs, labels)
+        assert copied == len(document), f"piece {copied} is outside its document"
+
+    def _local(self, shard: ShardInfo) -> Path:
+        """Where the file of `shard` is on this machine."""
+        return self.path / shard.file
+
+    def _use_shards_of(self, document: np.ndarray) -> None:
+        """Make ready the shards of documents `document`, int64 [pieces]."""
+        if self._ready.all():
+            return
+        assert document.min(initial=0) >= 0 and document.max(initial=0) < self.documents, "no such document"
+        with self._lock:
+            for index in np.unique(np.searchsorted(self._starts, document, side="right") - 1).tolist():
+                if not self._ready[index]:
+                    self._map(index)
+                    if self._verify:
+                        self._verify_shard(index)
+                    self._ready[index] = True
+
+    def _map(self, index: int) -> np.ndarray:
+        """Map one shard if it is not; returns its list offsets, int64 [documents + 1]."""
+        if index in self._offsets:
+            return self._offsets[index]
+        shard = self.shards[index]
+        path = self._local(shard)
         remedy = f"see what is damaged: slw-prep verify {self.path}; then build the store again"
         if not path.is_file():
             raise StoreError("a shard is missing", where=path, remedy=remedy)
@@ -135,7 +167,6 @@ class Store:
                 remedy=remedy,
             )
         source = pa.memory_map(str(path))
-        self._maps.append(source)
         try:
             column = pa.ipc.open_stream(source).read_next_batch().column("tokens")
             _, offset_buffer, _, token_buffer = column.buffers()
@@ -148,94 +179,43 @@ class Store:
             sound and offsets[0] == 0 and offsets[-1] == shard.tokens <= stored and bool((np.diff(offsets) > 0).all())
         ):
             raise StoreError("a shard is damaged: its list offsets are not sound", where=path, remedy=remedy)
-        return token_buffer.address, offsets
-
-    def _verify_shards_of(self, document: np.ndarray) -> None:
-        if self._trusted.all():
-            return
-        for index in np.unique(np.searchsorted(self._shard_starts, document, side="right") - 1):
-            if not self._trusted[index]:
-                self._verify_shard(int(index))
+        self._maps[index], self._offsets[index] = source, offsets
+        self._offsets_at[index], self._tokens_at[index] = offsets.ctypes.data, token_buffer.address
+        return offsets
 
     def _verify_shard(self, index: int) -> None:
+        """Compare the digest of a mapped shard with the manifest's, unless that was done before."""
         shard = self.shards[index]
-        found = xxhash.xxh3_128_hexdigest(self._maps[index].read_at(shard.bytes, 0))
+        stamp = [shard.digest, shard.bytes, self._local(shard).stat().st_mtime_ns]
+        if self._verified.get(shard.file) == stamp:
+            return
+        self._maps[index].seek(0)
+        found = xxhash.xxh3_128_hexdigest(self._maps[index].read_buffer())
         if found != shard.digest:
             raise StoreError(
                 "a shard is damaged: its digest is not the one in the manifest",
-                where=self.path / shard.file,
+                where=self._local(shard),
                 found=found,
                 allowed=shard.digest,
                 remedy=f"see what is damaged: slw-prep verify {self.path}; then build the store again",
             )
-        self._trusted[index] = True
+        self._verified[shard.file] = stamp
         self._remember_verified()
 
-    def _stamp(self, index: int) -> list[Any]:
-        shard = self.shards[index]
-        return [shard.digest, shard.bytes, (self.path / shard.file).stat().st_mtime_ns]
-
-    def _recall_verified(self) -> None:
+    @cached_property
+    def _verified(self) -> dict[str, list[Any]]:
+        """Shards whose digest was right: file -> [digest, bytes, modification time in ns]."""
         try:
-            known = json.loads((self.path / VERIFIED_NAME).read_bytes())
-            self._trusted = np.array(
-                [known.get(shard.file) == self._stamp(index) for index, shard in enumerate(self.shards)], dtype=bool
-            )
-        except (OSError, ValueError, AttributeError):
-            return  # never verified, or the note is unreadable: verify again
+            return dict(json.loads((self.path / VERIFIED_NAME).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}  # never verified, or the note is unreadable: verify again
 
     def _remember_verified(self) -> None:
         path = self.path / VERIFIED_NAME
         temporary = path.with_name(f"{VERIFIED_NAME}.{os.getpid()}")
         try:
             known = json.loads(path.read_bytes()) if path.exists() else {}
-            known |= {self.shards[i].file: self._stamp(i) for i in np.flatnonzero(self._trusted).tolist()}
-            temporary.write_text(json.dumps(known))
+            temporary.write_text(json.dumps(known | self._verified))
             temporary.replace(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             temporary.unlink(missing_ok=True)  # a read-only or full disk: remembered in this process only
-
-
-def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-@intrinsic
-def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
-    """int64 address -> pointer to items of the type of `like`."""
-    signature = types.CPointer(like)(types.int64, like)
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, codegen
-
-
-def _gather_kernel(token: Any) -> Any:
-    # One address a document, whatever shard it is in: a batch over a thousand shards is still one call.
-    @njit(nogil=True, cache=True)
-    def gather(
-        address: np.ndarray,
-        document: np.ndarray,
-        start: np.ndarray,
-        length: np.ndarray,
-        bos_id: int,
-        inputs: np.ndarray,
-        labels: np.ndarray,
-    ) -> None:
-        position = 0
-        for piece in range(len(document)):
-            first, count = start[piece], length[piece]
-            tokens = carray(_pointer(address[document[piece]], token(0)), (first + count,))
-            inputs[position] = tokens[first - 1] if first > 0 else bos_id
-            for i in range(count):
-                labels[position + i] = tokens[first + i]
-            for i in range(count - 1):
-                inputs[position + 1 + i] = tokens[first + i]
-            position += count
-
-    return gather
-
-
-_gather_uint16 = _gather_kernel(np.uint16)
-_gather_uint32 = _gather_kernel(np.uint32)

@@ -47,7 +47,7 @@ def test_a_flipped_bit_is_found_before_tokens_are_served(tmp_path):
         Store.open(tmp_path).document(0)
 
 
-def test_a_bad_offset_is_found_at_opening_even_without_digests(tmp_path):
+def test_a_bad_offset_is_found_at_first_use_even_without_digests(tmp_path):
     documents = documents_of([100, 100])
     manifest = write_store(tmp_path, documents)
     path = tmp_path / manifest.shards[0].file
@@ -55,8 +55,23 @@ def test_a_bad_offset_is_found_at_opening_even_without_digests(tmp_path):
     offsets = np.array([0, 100, 200], dtype="<i8").tobytes()
     assert data.count(offsets) == 1
     path.write_bytes(data.replace(offsets, np.array([0, 10**9, 200], dtype="<i8").tobytes()))
-    with pytest.raises(StoreError, match="offsets"):
-        Store.open(tmp_path, verify=False)
+    store = Store.open(tmp_path, verify=False)
+    for use in (lambda: store.lengths, lambda: store.shard_lengths(0), lambda: store.document(1)):
+        with pytest.raises(StoreError, match="offsets"):
+            use()
+
+
+def test_opening_touches_no_shard_and_use_only_the_one_that_is_needed(tmp_path):
+    documents = documents_of([5, 1, 9, 30])
+    manifest = write_store(tmp_path, documents, shards=3)
+    for shard in (0, 2):
+        (tmp_path / manifest.shards[shard].file).unlink()
+    store = Store.open(tmp_path)
+    assert (store.documents, store.tokens, store.sources) == (4, 45, {"": range(4)})
+    assert store.document(2).tolist() == documents[2].tolist()
+    assert store.shard_lengths(1).tolist() == [9]
+    with pytest.raises(StoreError, match=r"missing[\s\S]*00002\.arrow"):
+        store.document(3)
 
 
 def test_verification_is_remembered_until_the_file_changes(tmp_path):
@@ -90,7 +105,7 @@ def test_missing_things_are_named(tmp_path):
         Store.open(tmp_path).document(1)
     (tmp_path / manifest.shards[0].file).unlink()
     with pytest.raises(StoreError, match="missing"):
-        Store.open(tmp_path)
+        Store.open(tmp_path).document(0)
 
 
 def test_the_documents_of_a_source_stand_together(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from curriculum.loader import Batch
+from curriculum.batch import Batch
 
 
 def micro_batches(

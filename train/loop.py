@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from curriculum.loader import Batch, CurriculumLoader, full_length_batches
+from curriculum.batch import Batch
+from curriculum.loader import CurriculumLoader, full_length_batches
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import ProgressLine

@@ -1,0 +1,75 @@
+"""Pieces of documents out of mapped shards, in one nogil call: the only code that reads tokens for training.
+
+A kernel gets addresses instead of arrays, so that a batch over a thousand shards is still one call:
+
+    document 7  --starts-->  shard 1, its document 2  --list offsets-->  token 310 of the shard  --tokens-->  ids
+
+The list offsets are read where they are mapped: nothing is held per document.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """int64 address -> pointer to items of the type of `like`."""
+    signature = types.CPointer(like)(types.int64, like)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, codegen
+
+
+def _gather_kernel(token: Any) -> Any:
+    size = np.dtype(token).itemsize
+
+    @njit(nogil=True, cache=True)
+    def gather(
+        starts: np.ndarray,
+        offsets: np.ndarray,
+        tokens: np.ndarray,
+        document: np.ndarray,
+        start: np.ndarray,
+        length: np.ndarray,
+        bos_id: int,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+    ) -> int:
+        """Copy pieces one after another; returns how many, less than there are where one is outside its
+        document or the store.
+
+        Per shard, int64 [shards (+ 1)]: `starts` its first document, `offsets` and `tokens` the addresses of its list
+        offsets and of its tokens. All shards of `document` must be mapped.
+        """
+        position = 0
+        for piece in range(len(document)):
+            first, count = start[piece], length[piece]
+            if not 0 <= document[piece] < starts[-1]:
+                return piece
+            shard = np.searchsorted(starts, document[piece], side="right") - 1
+            item = document[piece] - starts[shard]
+            bounds = carray(_pointer(offsets[shard], np.int64(0)), (item + 2,))
+            begin = bounds[item]
+            if first < 0 or count < 1 or first + count > bounds[item + 1] - begin:
+                return piece
+            source = carray(_pointer(tokens[shard] + begin * size, token(0)), (first + count,))
+            inputs[position] = source[first - 1] if first > 0 else bos_id
+            for i in range(count):
+                labels[position + i] = source[first + i]
+            for i in range(count - 1):
+                inputs[position + 1 + i] = source[first + i]
+            position += count
+        return len(document)
+
+    return gather
+
+
+gather_uint16 = _gather_kernel(np.uint16)
+gather_uint32 = _gather_kernel(np.uint32)
