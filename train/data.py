@@ -24,3 +24,16 @@ def micro_batches(
             torch.from_numpy(array[first : first + rows]).to(device, non_blocking=True) for array in arrays
         )
         yield ids, positions, labels
+
+
+def document_mask(batch: Batch) -> Tensor:
+    """bool [sequences, 1, seqlen, seqlen]: True where a position may look, itself and what is before it in its piece.
+
+    For models of others that take a 4-D attention mask; made from `cu_seqlens`, so whatever the positions are.
+    Costs sequences * seqlen**2 bytes.
+    """
+    shape = batch.labels.shape
+    spans = torch.from_numpy(batch.cu_seqlens).long().diff()
+    span = torch.repeat_interleave(torch.arange(len(spans)), spans).view(shape)  # [sequences, seqlen]
+    same = span[:, None, :, None] == span[:, None, None, :]
+    return same & torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
