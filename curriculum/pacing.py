@@ -1,85 +1,256 @@
-"""Pacing functions: which sequence length from which step on. Integers only, so that every machine agrees.
+"""Pacing functions: which sequence length from where on. No float decides, so that every machine agrees.
 
-A pacing is a tuple of (first_step, seqlen), steps counted from 0. The published rule (arXiv 2108.06084, section 3)
-is L(t) = L_s + (L_e - L_s) * min(t / T, 1)**(1/r), rounded down to a multiple, with t counted from 1; solved for t it
-gives the first step of each length exactly, without a float: t >= T * (L - L_s)**r / (L_e - L_s)**r.
+A pacing lists (at, seqlen): the length holds from `at` on, counted in steps from 0, or in tokens served before the
+step. A ramp is solved for its argument, length by length: `reach(L)` is the least t at which it has come to L.
+
+    linear        L_s + (L_e - L_s) * min(t / T, 1)                    arXiv 2108.06084, section 3
+    root          L_s + (L_e - L_s) * min(t / T, 1)**(1 / degree)      there too
+    sine          L_s + (L_e - L_s) * sin(pi / 2 * min(t / T, 1))      arXiv 2503.15450 has it for windows
+    exponential   L_s * (L_e / L_s)**min(t / T, 1)                     there too
+
+each rounded down to a multiple (up where it falls), t counted from 1 in steps, from 0 in tokens. Linear and root are
+exact in integers. Sine compares 50-digit integers and exponential 50-digit decimals, whose logarithm is rounded
+correctly by definition: neither asks the machine's libm, and a tie closer than 1e-30 counts as reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import decimal
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Literal
 
 from pipeline.errors import ConfigError
 
-Pacing = tuple[tuple[int, int], ...]
+Points = tuple[tuple[int, int], ...]
+Reach = Callable[[int], int]
+
+SCALE = 10**50
+HALF_PI = 157079632679489661923132169163975144209858469968755
+"""pi / 2 * SCALE."""
+CONTEXT = decimal.Context(prec=50, rounding=decimal.ROUND_HALF_EVEN)
+TIE = 10**30
+"""Fractions of a step below 1 / TIE are none: an exact tie must not depend on the last digit."""
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """Lengths, and for SkyLadder attention windows, with where they begin."""
+
+    points: Points
+    """(at, seqlen), increasing from at = 0."""
+    unit: Literal["steps", "tokens"] = "steps"
+    windows: Points = ()
+    """(at, window) in the same unit; empty: whole rows."""
 
 
 def constant(*, seqlen: int) -> Pacing:
     """One length from the first step to the last."""
-    _require_positive(seqlen=seqlen)
-    return ((0, seqlen),)
+    require_positive(seqlen=seqlen)
+    return Pacing(((0, seqlen),))
 
 
-def linear(*, seqlen_start: int, seqlen_end: int, duration_steps: int, seqlen_multiple: int = 8) -> Pacing:
-    """Grow evenly from `seqlen_start` to `seqlen_end` over `duration_steps`: Sequence Length Warmup."""
+def linear(
+    *,
+    seqlen_start: int,
+    seqlen_end: int,
+    duration_steps: int | None = None,
+    duration_tokens: int | None = None,
+    seqlen_multiple: int = 8,
+) -> Pacing:
+    """Grow evenly from `seqlen_start` to `seqlen_end`: Sequence Length Warmup. Falls where the end is the smaller.
+
+    As in all ramps: one of `duration_steps` and `duration_tokens`; both lengths are multiples of `seqlen_multiple`.
+    """
     return root(
         seqlen_start=seqlen_start,
         seqlen_end=seqlen_end,
         duration_steps=duration_steps,
+        duration_tokens=duration_tokens,
         seqlen_multiple=seqlen_multiple,
         degree=1,
     )
 
 
 def root(
-    *, seqlen_start: int, seqlen_end: int, duration_steps: int, seqlen_multiple: int = 8, degree: int = 2
+    *,
+    seqlen_start: int,
+    seqlen_end: int,
+    duration_steps: int | None = None,
+    duration_tokens: int | None = None,
+    seqlen_multiple: int = 8,
+    degree: int = 2,
 ) -> Pacing:
-    """Grow as progress**(1/degree): fast at first, then slower. Falls where `seqlen_end` is the smaller one."""
-    _require_positive(
-        seqlen_start=seqlen_start, seqlen_end=seqlen_end, seqlen_multiple=seqlen_multiple, degree=degree
-    )
-    if duration_steps < 0:
-        raise ConfigError("duration_steps must not be negative", found=duration_steps, allowed="0 or more")
-    for name, value in (("seqlen_start", seqlen_start), ("seqlen_end", seqlen_end)):
-        if value % seqlen_multiple:
-            below = value - value % seqlen_multiple
-            nearest = sorted({max(below, seqlen_multiple), below + seqlen_multiple})
-            raise ConfigError(
-                f"{name} is not a multiple of seqlen_multiple",
-                found=f"{name} = {value}, seqlen_multiple = {seqlen_multiple}",
-                allowed=" or ".join(str(multiple) for multiple in nearest),
-            )
-    distance = abs(seqlen_end - seqlen_start)
-    first_steps = {0: seqlen_start}
-    for gained in range(seqlen_multiple, distance + 1, seqlen_multiple):
-        step = -(-duration_steps * gained**degree // distance**degree) - 1  # ceil, then counted from 0
-        first_steps[max(step, 0)] = seqlen_start + (gained if seqlen_end > seqlen_start else -gained)
-    return tuple(first_steps.items())
+    """Grow as progress**(1/degree): fast at first, then slower."""
+    require_positive(degree=degree)
+    duration, unit = duration_of(duration_steps, duration_tokens)
+    reach = root_reach(seqlen_start, seqlen_end, duration, degree)
+    return _ramp(seqlen_start, seqlen_end, seqlen_multiple, reach, unit)
 
 
-def staged(*, seqlens: list[int], boundaries: list[int]) -> Pacing:
-    """`seqlens[0]` from step 0, `seqlens[i]` from step `boundaries[i - 1]` on (two-stage training, Shortformer)."""
-    if len(boundaries) != len(seqlens) - 1:
+def sine(
+    *,
+    seqlen_start: int,
+    seqlen_end: int,
+    duration_steps: int | None = None,
+    duration_tokens: int | None = None,
+    seqlen_multiple: int = 8,
+) -> Pacing:
+    """Grow as a quarter of a sine: fast at first, flat at the end."""
+    duration, unit = duration_of(duration_steps, duration_tokens)
+    return _ramp(seqlen_start, seqlen_end, seqlen_multiple, sine_reach(seqlen_start, seqlen_end, duration), unit)
+
+
+def exponential(
+    *,
+    seqlen_start: int,
+    seqlen_end: int,
+    duration_steps: int | None = None,
+    duration_tokens: int | None = None,
+    seqlen_multiple: int = 8,
+) -> Pacing:
+    """Grow by equal factors in equal times: slow at first."""
+    duration, unit = duration_of(duration_steps, duration_tokens)
+    require_positive(seqlen_start=seqlen_start, seqlen_end=seqlen_end)
+    reach = exponential_reach(seqlen_start, seqlen_end, duration)
+    return _ramp(seqlen_start, seqlen_end, seqlen_multiple, reach, unit)
+
+
+def staged(
+    *, seqlens: Sequence[int], boundaries: Sequence[int] | None = None, boundaries_tokens: Sequence[int] | None = None
+) -> Pacing:
+    """`seqlens[0]` first, `seqlens[i]` from `boundaries[i - 1]` on: steps, or tokens seen.
+
+    Two lengths are two-stage training (Shortformer, arXiv 2012.15832).
+    """
+    if (boundaries is None) == (boundaries_tokens is None):
+        raise ConfigError("give exactly one of boundaries and boundaries_tokens")
+    ends = list(boundaries if boundaries is not None else boundaries_tokens or [])
+    if len(ends) != len(seqlens) - 1:
         raise ConfigError(
             "staged pacing needs one boundary between each two lengths",
-            found=f"{len(seqlens)} seqlens, {len(boundaries)} boundaries",
+            found=f"{len(seqlens)} seqlens, {len(ends)} boundaries",
             allowed=f"{max(len(seqlens) - 1, 0)} boundaries",
         )
-    _require_positive(**{f"seqlens[{i}]": seqlen for i, seqlen in enumerate(seqlens)})
-    if any(late <= early for early, late in zip([0, *boundaries], boundaries, strict=False)):
-        raise ConfigError("boundaries must be increasing steps above 0", found=boundaries)
-    return tuple(zip([0, *boundaries], seqlens, strict=True))
+    rows = list(zip([0, *ends], seqlens, strict=True))
+    return table(table=rows, table_unit="steps" if boundaries is not None else "tokens")
+
+
+def table(*, table: Sequence[Sequence[int]], table_unit: Literal["steps", "tokens"] = "steps") -> Pacing:
+    """Rows of (at, seqlen), the first at 0, increasing: any schedule whatever."""
+    if table_unit not in ("steps", "tokens"):
+        raise ConfigError("unknown unit of a table", found=table_unit, allowed="steps, tokens")
+    if not table or any(len(row) != 2 for row in table):
+        raise ConfigError("a table has rows of two numbers", found=list(table), allowed=f"[{table_unit}, seqlen]")
+    require_positive(**{f"seqlen of row {i}": seqlen for i, (_, seqlen) in enumerate(table)})
+    starts = [at for at, _ in table]
+    if starts[0] != 0 or any(late <= early for early, late in pairwise(starts)):
+        raise ConfigError(f"boundaries must be increasing {table_unit} above 0", found=starts)
+    return Pacing(tuple((at, seqlen) for at, seqlen in table), table_unit)
 
 
 PACINGS: dict[str, Callable[..., Pacing]] = {
     "constant": constant,
     "linear": linear,
     "root": root,
+    "sine": sine,
+    "exponential": exponential,
     "staged": staged,
+    "table": table,
 }
 
 
-def _require_positive(**values: int) -> None:
+def root_reach(start: int, end: int, duration: int, degree: int) -> Reach:
+    """The least t with |end - start| * (t / duration)**(1/degree) >= |value - start|, exact."""
+    whole = abs(end - start) ** degree or 1
+    return lambda value: -(-duration * abs(value - start) ** degree // whole)
+
+
+def sine_reach(start: int, end: int, duration: int) -> Reach:
+    """The least t with |end - start| * sin(pi / 2 * t / duration) >= |value - start|."""
+    distance = abs(end - start) or 1
+
+    def reach(value: int) -> int:
+        gained = abs(value - start)
+        if gained in (0, distance) or duration == 0:
+            return duration if gained else 0
+        wanted = gained * SCALE // distance - SCALE // TIE
+        t = int(duration * math.asin(gained / distance) * 2 / math.pi)  # a guess: what follows does not depend on it
+        while _sine(t, duration) < wanted:
+            t += 1
+        while t > 0 and _sine(t - 1, duration) >= wanted:
+            t -= 1
+        return t
+
+    return reach
+
+
+def exponential_reach(start: int, end: int, duration: int) -> Reach:
+    """The least t with (end / start)**(t / duration) at or beyond value / start."""
+
+    def logarithm(value: int) -> Decimal:
+        return CONTEXT.ln(CONTEXT.divide(Decimal(value), Decimal(start)))
+
+    whole = logarithm(end)
+
+    def reach(value: int) -> int:
+        if value in (start, end):
+            return 0 if value == start else duration
+        exact = CONTEXT.divide(CONTEXT.multiply(Decimal(duration), logarithm(value)), whole)
+        return int(CONTEXT.subtract(exact, Decimal(1) / TIE).to_integral_value(decimal.ROUND_CEILING))
+
+    return reach
+
+
+def duration_of(steps: int | None, tokens: int | None) -> tuple[int, Literal["steps", "tokens"]]:
+    """The duration that is given, and its unit. Raises ConfigError unless exactly one is."""
+    if (steps is None) == (tokens is None):
+        found = "neither" if steps is None else "both"
+        raise ConfigError("give exactly one of duration_steps and duration_tokens", found=found)
+    name, value = ("duration_steps", steps) if steps is not None else ("duration_tokens", tokens)
+    assert value is not None
+    if value < 0:
+        raise ConfigError(f"{name} must not be negative", found=value, allowed="0 or more")
+    return value, "steps" if steps is not None else "tokens"
+
+
+def require_positive(**values: int) -> None:
+    """Raise ConfigError where a value is below 1."""
     for name, value in values.items():
         if value < 1:
             raise ConfigError(f"{name} must be positive", found=value, allowed="1 or more")
+
+
+def _ramp(start: int, end: int, multiple: int, reach: Reach, unit: Literal["steps", "tokens"]) -> Pacing:
+    require_positive(seqlen_start=start, seqlen_end=end, seqlen_multiple=multiple)
+    for name, value in (("seqlen_start", start), ("seqlen_end", end)):
+        if value % multiple:
+            below = value - value % multiple
+            nearest = sorted({max(below, multiple), below + multiple})
+            raise ConfigError(
+                f"{name} is not a multiple of seqlen_multiple",
+                found=f"{name} = {value}, seqlen_multiple = {multiple}",
+                allowed=" or ".join(str(near) for near in nearest),
+            )
+    first = 1 if unit == "steps" else 0  # the step counted 1 is step 0; no token is seen before it
+    points = {0: start}
+    for value in range(start, end, multiple if end > start else -multiple):
+        following = value + (multiple if end > start else -multiple)
+        points[max(reach(following) - first, 0)] = following
+    return Pacing(tuple(points.items()), unit)
+
+
+def _sine(t: int, duration: int) -> int:
+    """sin(pi / 2 * t / duration) * SCALE by its series in integers; 0 <= t <= duration, else 1."""
+    if t >= duration:
+        return SCALE
+    x = HALF_PI * t // duration
+    square, term, total, n = x * x // SCALE, x, x, 1
+    while term:
+        n += 2
+        term = term * square // (SCALE * (n - 1) * n)
+        total += term if n % 4 == 1 else -term
+    return total

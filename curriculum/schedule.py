@@ -1,4 +1,4 @@
-"""A whole run's batches as numbers: step -> (seqlen, sequences), and where it ends.
+"""A whole run's batches as numbers: step -> (seqlen, sequences, window), and where it ends.
 
 Steps count from 0. The run ends with the first step at which `total_tokens` have been served, as in the paper; the
 batch at a step is `sequences(step)` rows of `seqlen(step)` tokens, either a constant number of sequences (SLW) or
@@ -10,32 +10,24 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from curriculum.pacing import PACINGS, Pacing
+from curriculum.phases import Phase, batch_warmup, lay_out
 from pipeline.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Phase:
-    """Consecutive steps with batches of one shape."""
-
-    first_step: int
-    seqlen: int
-    sequences: int
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of each of its batches."""
-        return self.seqlen * self.sequences
+RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
+BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
+CONTROLS = ("batch_warmup",)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Immutable; made by `linear`, `root`, `constant`, `staged` or `from_settings`.
+    """Immutable; made by `linear`, `root`, ... or from the tables of a run's TOML by `from_settings`.
 
     One of `total_tokens` and `epochs` is set. A schedule in epochs knows its end only after `resolve`.
     """
@@ -47,19 +39,22 @@ class Schedule:
     """How often the data may be repeated to reach `total_tokens`."""
     planner: str = "dealing"
     """What makes batches of it: a name of `curriculum.planner.PLANNERS`."""
+    settings: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """{"curriculum": ..., "batch": ...} as in TOML, which it was made from; None where it was changed at a step."""
 
     @classmethod
     def linear(
-        cls, *, seqlen_start: int, seqlen_end: int, duration_steps: int, seqlen_multiple: int = 8, **run: Any
+        cls,
+        *,
+        seqlen_start: int,
+        seqlen_end: int,
+        duration_steps: int | None = None,
+        duration_tokens: int | None = None,
+        seqlen_multiple: int = 8,
+        **run: Any,
     ) -> Schedule:
-        """Sequence Length Warmup. `run`: see `from_pacing`."""
-        pacing = PACINGS["linear"](
-            seqlen_start=seqlen_start,
-            seqlen_end=seqlen_end,
-            duration_steps=duration_steps,
-            seqlen_multiple=seqlen_multiple,
-        )
-        return cls.from_pacing(pacing, **run)
+        """Sequence Length Warmup. `run`: see `from_settings`."""
+        return cls._made("linear", locals(), run)
 
     @classmethod
     def root(
@@ -67,63 +62,76 @@ class Schedule:
         *,
         seqlen_start: int,
         seqlen_end: int,
-        duration_steps: int,
+        duration_steps: int | None = None,
+        duration_tokens: int | None = None,
         seqlen_multiple: int = 8,
         degree: int = 2,
         **run: Any,
     ) -> Schedule:
-        """Growth as progress**(1/degree). `run`: see `from_pacing`."""
-        pacing = PACINGS["root"](
-            seqlen_start=seqlen_start,
-            seqlen_end=seqlen_end,
-            duration_steps=duration_steps,
-            seqlen_multiple=seqlen_multiple,
-            degree=degree,
-        )
-        return cls.from_pacing(pacing, **run)
+        """Growth as progress**(1/degree). `run`: see `from_settings`."""
+        return cls._made("root", locals(), run)
+
+    @classmethod
+    def sine(
+        cls,
+        *,
+        seqlen_start: int,
+        seqlen_end: int,
+        duration_steps: int | None = None,
+        duration_tokens: int | None = None,
+        seqlen_multiple: int = 8,
+        **run: Any,
+    ) -> Schedule:
+        """Growth as a quarter of a sine. `run`: see `from_settings`."""
+        return cls._made("sine", locals(), run)
+
+    @classmethod
+    def exponential(
+        cls,
+        *,
+        seqlen_start: int,
+        seqlen_end: int,
+        duration_steps: int | None = None,
+        duration_tokens: int | None = None,
+        seqlen_multiple: int = 8,
+        **run: Any,
+    ) -> Schedule:
+        """Growth by equal factors in equal times. `run`: see `from_settings`."""
+        return cls._made("exponential", locals(), run)
 
     @classmethod
     def constant(cls, *, seqlen: int, **run: Any) -> Schedule:
-        """One length throughout: the baseline. `run`: see `from_pacing`."""
-        return cls.from_pacing(PACINGS["constant"](seqlen=seqlen), **run)
+        """One length throughout: the baseline. `run`: see `from_settings`."""
+        return cls._made("constant", locals(), run)
 
     @classmethod
-    def staged(cls, *, seqlens: list[int], boundaries: list[int], **run: Any) -> Schedule:
-        """Lengths that change at given steps. `run`: see `from_pacing`."""
-        return cls.from_pacing(PACINGS["staged"](seqlens=seqlens, boundaries=boundaries), **run)
-
-    @classmethod
-    def from_pacing(
+    def staged(
         cls,
-        pacing: Pacing,
         *,
-        global_batch_sequences: int | None = None,
-        global_batch_tokens: int | None = None,
-        total_tokens: int | None = None,
-        epochs: int | None = None,
-        max_epochs: int = 1,
+        seqlens: list[int],
+        boundaries: list[int] | None = None,
+        boundaries_tokens: list[int] | None = None,
+        **run: Any,
     ) -> Schedule:
-        """Add the batch size and the end of the run to a pacing.
+        """Lengths that change at given steps, or at given numbers of tokens seen. `run`: see `from_settings`."""
+        return cls._made("staged", locals(), run)
 
-        Exactly one of `global_batch_sequences` and `global_batch_tokens` (over all ranks), and exactly one of
-        `total_tokens` and `epochs`; else ConfigError.
+    @classmethod
+    def table(cls, *, table: list[list[int]], table_unit: str = "steps", **run: Any) -> Schedule:
+        """Rows of (step or tokens seen, seqlen). `run`: see `from_settings`."""
+        return cls._made("table", locals(), run)
+
+    @classmethod
+    def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Any) -> Schedule:
+        """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on. `run`: see `from_settings`.
+
+        It is called here and written down as a table: the schedule is data, whatever the function reads.
         """
-        _exactly_one(global_batch_sequences=global_batch_sequences, global_batch_tokens=global_batch_tokens)
-        _exactly_one(total_tokens=total_tokens, epochs=epochs)
-        if max_epochs < 1:
-            raise ConfigError("max_epochs must be positive", found=max_epochs, allowed="1 or more")
-        longest = max(seqlen for _, seqlen in pacing)
-        if global_batch_tokens is not None and global_batch_tokens < longest:
-            raise ConfigError(
-                "global_batch_tokens is less than one sequence",
-                found=global_batch_tokens,
-                allowed=f"{longest} (the longest sequence) or more",
-            )
-        phases = tuple(
-            Phase(step, seqlen, global_batch_sequences or (global_batch_tokens or 0) // seqlen)
-            for step, seqlen in pacing
-        )
-        return cls(phases, total_tokens, epochs, max_epochs)
+        if steps < 1:
+            raise ConfigError("a function is asked for one step at least", found=f"steps = {steps}")
+        seqlens = [int(seqlen_at(step)) for step in range(steps)]
+        rows = [[i, n] for i, n in enumerate(seqlens) if i == 0 or n != seqlens[i - 1]]
+        return cls.table(table=rows, **run)
 
     @classmethod
     def from_settings(
@@ -135,22 +143,34 @@ class Schedule:
         epochs: int | None = None,
         max_epochs: int = 1,
     ) -> Schedule:
-        """From the tables [curriculum] and [batch] of a run's TOML; raises ConfigError for what does not fit."""
-        settings = dict(curriculum)
-        name = settings.pop("pacing", "constant")
-        if name not in PACINGS:
-            raise ConfigError("unknown pacing", found=name, allowed=", ".join(PACINGS))
-        parameters = inspect.signature(PACINGS[name]).parameters
-        missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
-        surplus = [key for key in settings if key not in parameters]
-        if missing or surplus:
-            raise ConfigError(
-                f"[curriculum] does not fit pacing {name!r}",
-                found=", ".join([f"{key} missing" for key in missing] + [f"{key} not used" for key in surplus]),
-                allowed=", ".join(parameters),
-            )
-        return cls.from_pacing(
-            PACINGS[name](**settings), **batch, total_tokens=total_tokens, epochs=epochs, max_epochs=max_epochs
+        """From the tables [curriculum] and [batch] of a run's TOML; raises ConfigError for what does not fit.
+
+        `curriculum`: `pacing`, its parameters, and `control = "batch_warmup"` for the arm with as many tokens a step
+        at full length. `batch`: exactly one of `global_batch_sequences` and `global_batch_tokens`, over all ranks.
+        Exactly one of `total_tokens` and `epochs`. The constructors take all of these as keywords.
+        """
+        settings = {key: value for key, value in curriculum.items() if value is not None}
+        name, control = settings.pop("pacing", "constant"), settings.pop("control", None)
+        if control not in (None, *CONTROLS):
+            raise ConfigError("unknown control arm", found=control, allowed=", ".join(CONTROLS))
+        pacing = _paced(name, settings)
+        phases = lay_out(pacing, _batch_size(pacing, **{key: batch.get(key) for key in BATCH_KEYS}))
+        return cls(
+            batch_warmup(phases) if control == "batch_warmup" else phases,
+            settings={"curriculum": dict(curriculum), "batch": {key: batch.get(key) for key in BATCH_KEYS}},
+            **_end(total_tokens, epochs, max_epochs),
+        )
+
+    @classmethod
+    def _made(cls, name: str, parameters: dict[str, Any], run: dict[str, Any]) -> Schedule:
+        """From the local variables of a constructor."""
+        curriculum = {
+            key: value for key, value in parameters.items() if key not in ("cls", "run") and value is not None
+        }
+        curriculum |= {key: value for key, value in run.items() if key not in (*RUN_KEYS, *BATCH_KEYS)}
+        batch = {key: run[key] for key in BATCH_KEYS if key in run}
+        return cls.from_settings(
+            {"pacing": name, **curriculum}, batch, **{key: run[key] for key in RUN_KEYS if key in run}
         )
 
     def resolve(self, store_tokens: int) -> Schedule:
@@ -194,13 +214,21 @@ class Schedule:
             raise ConfigError("steps count from 0", found=step)
         return bisect.bisect_right(self.phases, step, key=lambda phase: phase.first_step) - 1
 
+    def phase(self, step: int) -> Phase:
+        """The phase that `step` belongs to."""
+        return self.phases[self.phase_index(step)]
+
     def seqlen(self, step: int) -> int:
         """Sequence length of the batch at `step`."""
-        return self.phases[self.phase_index(step)].seqlen
+        return self.phase(step).seqlen
 
     def sequences(self, step: int) -> int:
         """Sequences of the batch at `step`, over all ranks."""
-        return self.phases[self.phase_index(step)].sequences
+        return self.phase(step).sequences
+
+    def window(self, step: int) -> int | None:
+        """Block of positions that attention stays within at `step`; None: the whole row."""
+        return self.phase(step).window
 
     def tokens_before(self, step: int) -> int:
         """Tokens in all batches before `step`."""
@@ -209,26 +237,34 @@ class Schedule:
         return self._starts[index] + (step - phase.first_step) * phase.batch_tokens
 
     def end_of_phase(self, step: int) -> int:
-        """The first step after `step` whose batches have another shape, or `total_steps`."""
-        index = self.phase_index(step) + 1
-        end = self.phases[index].first_step if index < len(self.phases) else self.total_steps
-        return min(end, self.total_steps)
+        """The first step after `step` whose batches have another seqlen or sequences, or `total_steps`."""
+        return min(self._shape_ends[self.phase_index(step)] or self.total_steps, self.total_steps)
 
     def changed_at(self, step: int, new: Schedule) -> Schedule:
         """This schedule before `step`, `new` from then on (by its own count of steps, from 0 of the run)."""
         kept = [phase for phase in self.phases if phase.first_step < step]
         current = dataclasses.replace(new.phases[new.phase_index(step)], first_step=step)
         later = [phase for phase in new.phases if phase.first_step > step]
-        return dataclasses.replace(new, phases=(*kept, current, *later))
+        return dataclasses.replace(new, phases=(*kept, current, *later), settings=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; equal for equal schedules."""
-        return {**dataclasses.asdict(self), "phases": [list(dataclasses.astuple(phase)) for phase in self.phases]}
+        """Plain JSON values, small: what it was made from where that is known, else its phases."""
+        data = {key: getattr(self, key) for key in RUN_KEYS}
+        if self.settings is not None:
+            return {**data, "settings": self.settings}
+        return {
+            **data,
+            "planner": self.planner,
+            "phases": [list(dataclasses.astuple(phase)) for phase in self.phases],
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Schedule:
         """Inverse of `to_json`."""
-        return cls(**{**data, "phases": tuple(Phase(*phase) for phase in data["phases"])})
+        run = {key: data[key] for key in RUN_KEYS}
+        if "settings" in data:
+            return cls.from_settings(**data["settings"], **run)
+        return cls(tuple(Phase(*phase) for phase in data["phases"]), planner=data["planner"], **run)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -237,6 +273,53 @@ class Schedule:
         for phase, following in pairwise(self.phases):
             starts.append(starts[-1] + (following.first_step - phase.first_step) * phase.batch_tokens)
         return starts
+
+    @cached_property
+    def _shape_ends(self) -> list[int | None]:
+        """For each phase the first later step with batches of another shape; None: never."""
+        ends: list[int | None] = [None]
+        for phase, following in pairwise(reversed(self.phases)):
+            ends.append(ends[-1] if phase.shape == following.shape else phase.first_step)
+        return ends[::-1]
+
+
+def _paced(name: str, settings: dict[str, Any]) -> Pacing:
+    if name not in PACINGS:
+        raise ConfigError("unknown pacing", found=name, allowed=", ".join(PACINGS))
+    parameters = inspect.signature(PACINGS[name]).parameters
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
+    surplus = [key for key in settings if key not in parameters]
+    if missing or surplus:
+        raise ConfigError(
+            f"[curriculum] does not fit pacing {name!r}",
+            found=", ".join([f"{key} missing" for key in missing] + [f"{key} not used" for key in surplus]),
+            allowed=", ".join(parameters),
+        )
+    return PACINGS[name](**settings)
+
+
+def _batch_size(pacing: Pacing, **size: int | None) -> Callable[[int], int]:
+    """seqlen -> sequences of a batch."""
+    _exactly_one(**size)
+    sequences, tokens = size["global_batch_sequences"], size["global_batch_tokens"]
+    if tokens is None:
+        assert sequences is not None
+        return lambda seqlen: sequences
+    longest = max(seqlen for _, seqlen in pacing.points)
+    if tokens < longest:
+        raise ConfigError(
+            "global_batch_tokens is less than one sequence",
+            found=tokens,
+            allowed=f"{longest} (the longest sequence) or more",
+        )
+    return lambda seqlen: tokens // seqlen
+
+
+def _end(total_tokens: int | None, epochs: int | None, max_epochs: int) -> dict[str, Any]:
+    _exactly_one(total_tokens=total_tokens, epochs=epochs)
+    if max_epochs < 1:
+        raise ConfigError("max_epochs must be positive", found=max_epochs, allowed="1 or more")
+    return {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
 
 
 def _exactly_one(**values: int | None) -> None:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curriculum.pacing import linear, root, staged
+from curriculum.pacing import PACINGS
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 
@@ -38,41 +37,20 @@ def test_published_step_counts(sequences, duration, start, end, steps):
 RAMP = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(0, 200), st.integers(1, 9), st.integers(1, 4))
 
 
-@given(RAMP)
-def test_ramps_equal_the_published_formula_at_every_step(ramp):
-    low, high, duration, multiple, degree = ramp
-    low, high = sorted((low, high))
-    start, end = low * multiple, high * multiple
-    pacing = root(
-        seqlen_start=start, seqlen_end=end, duration_steps=duration, seqlen_multiple=multiple, degree=degree
-    )
-    schedule = Schedule.from_pacing(pacing, global_batch_sequences=1, total_tokens=1)
-    for step in range(duration + 3):
-        # L <= the formula's value  <=>  ((L - start) / (end - start))**degree <= t / T
-        progress = min(Fraction(step + 1, duration), Fraction(1)) if duration else Fraction(1)
-        reached = [
-            length
-            for length in range(start, end + 1, multiple)
-            if length == start or Fraction(length - start, end - start) ** degree <= progress
-        ]
-        assert schedule.seqlen(step) == reached[-1]
-    assert linear(seqlen_start=start, seqlen_end=end, duration_steps=duration, seqlen_multiple=multiple) == root(
-        seqlen_start=start, seqlen_end=end, duration_steps=duration, seqlen_multiple=multiple, degree=1
-    )
+SHAPES = st.sampled_from(["linear", "root", "sine", "exponential"])
 
 
-@given(RAMP, st.integers(1, 7), st.integers(1, 5000), st.booleans())
-def test_steps_and_tokens_equal_counting(ramp, batch, total, by_tokens):
-    low, high, duration, multiple, degree = ramp
+@given(SHAPES, RAMP, st.integers(1, 7), st.integers(1, 5000), st.booleans(), st.booleans())
+def test_steps_and_tokens_equal_counting(shape, ramp, batch, total, by_tokens, in_tokens):
+    low, high, duration, multiple, _ = ramp
     longest = max(low, high) * multiple
     size = {"global_batch_tokens": longest * batch} if by_tokens else {"global_batch_sequences": batch}
-    schedule = Schedule.root(
+    schedule = getattr(Schedule, shape)(
         seqlen_start=low * multiple,
         seqlen_end=high * multiple,
-        duration_steps=duration,
         seqlen_multiple=multiple,
-        degree=degree,
         total_tokens=total,
+        **{"duration_tokens" if in_tokens else "duration_steps": duration * (20 if in_tokens else 1)},
         **size,
     )
     step = tokens = 0
@@ -87,6 +65,74 @@ def test_steps_and_tokens_equal_counting(ramp, batch, total, by_tokens):
         step += 1
     assert schedule.total_steps == step
     assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+
+
+@given(SHAPES, RAMP, st.integers(1, 7))
+def test_a_duration_in_tokens_is_a_function_of_tokens_seen(shape, ramp, batch):
+    low, high, duration, multiple, _ = ramp
+    ends = {"seqlen_start": low * multiple, "seqlen_end": high * multiple, "seqlen_multiple": multiple}
+    pacing = PACINGS[shape](**ends, duration_tokens=duration * 20)
+    schedule = getattr(Schedule, shape)(
+        **ends, duration_tokens=duration * 20, global_batch_sequences=batch, total_tokens=10**6
+    )
+    for step in range(100):
+        seen = schedule.tokens_before(step)
+        assert schedule.seqlen(step) == [seqlen for at, seqlen in pacing.points if at <= seen][-1]
+
+
+@given(SHAPES, RAMP, st.integers(1, 7), st.booleans())
+def test_a_batch_warmup_serves_as_many_tokens_to_half_a_row_at_full_length(shape, ramp, batch, by_tokens):
+    low, high, duration, multiple, _ = ramp
+    low, high = sorted((low, high))
+    full = high * multiple
+    settings = {
+        "seqlen_start": low * multiple,
+        "seqlen_end": full,
+        "seqlen_multiple": multiple,
+        "duration_steps": duration,
+        "total_tokens": 10**5,
+        **({"global_batch_tokens": batch * full} if by_tokens else {"global_batch_sequences": batch}),
+    }
+    warmup = getattr(Schedule, shape)(**settings)
+    control = getattr(Schedule, shape)(**settings, control="batch_warmup")
+    debt = False
+    for step in range(1, duration + 50):
+        assert control.seqlen(step - 1) == full
+        ahead = control.tokens_before(step) - warmup.tokens_before(step)
+        smallest = control.sequences(step - 1) == 1
+        assert 2 * ahead >= -full
+        assert 2 * ahead <= full or smallest or debt
+        debt = 2 * ahead > full
+    assert Schedule.from_json(json.loads(json.dumps(control.to_json()))) == control
+
+
+def test_the_control_arm_of_the_paper_has_the_same_tokens_at_every_step():
+    settings = {"seqlen_start": 8, "seqlen_end": 1024, "duration_steps": 60_000, "global_batch_sequences": 512}
+    warmup = Schedule.linear(**settings, total_tokens=157_286_400_000)
+    control = Schedule.linear(**settings, total_tokens=157_286_400_000, control="batch_warmup")
+    assert control.total_steps == warmup.total_steps == 330_000
+    assert all(control.tokens_before(step) == warmup.tokens_before(step) for step in range(0, 330_000, 977))
+    assert (control.sequences(0), control.sequences(329_999), control.max_seqlen) == (4, 512, 1024)
+
+
+def test_a_function_becomes_a_table():
+    schedule = Schedule.from_function(
+        lambda step: 8 << (step // 3), steps=9, global_batch_sequences=2, total_tokens=9
+    )
+    assert [schedule.seqlen(step) for step in range(12)] == [8] * 3 + [16] * 3 + [32] * 6
+
+
+def test_state_is_small_for_any_number_of_lengths():
+    schedule = Schedule.sine(
+        seqlen_start=1,
+        seqlen_end=4096,
+        duration_steps=10**6,
+        seqlen_multiple=1,
+        global_batch_sequences=8,
+        total_tokens=1,
+    )
+    assert len(schedule.phases) == 4096
+    assert len(json.dumps(schedule.to_json())) < 1000
 
 
 def test_a_change_keeps_the_past_and_takes_the_new_from_its_step():
@@ -117,14 +163,10 @@ def test_epochs_become_tokens_and_too_long_schedules_say_how_many_epochs():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pacing": "cubic"}, "constant, linear, root, staged"),
-        ({"pacing": "linear", "seqlen_start": 8}, "seqlen_end missing, duration_steps missing"),
+        ({"pacing": "cubic"}, "constant, linear, root, sine"),
+        ({"pacing": "linear", "seqlen_start": 8}, "seqlen_end missing"),
         ({"pacing": "constant", "seqlen": 8, "degree": 2}, "degree not used"),
-        ({"pacing": "linear", "seqlen_start": 6, "seqlen_end": 64, "duration_steps": 9}, r"allowed: 8$"),
-        ({"pacing": "linear", "seqlen_start": 8, "seqlen_end": 64, "duration_steps": -1}, "0 or more"),
-        ({"pacing": "constant", "seqlen": 0}, "1 or more"),
-        ({"pacing": "staged", "seqlens": [8, 16], "boundaries": []}, "1 boundaries"),
-        ({"pacing": "staged", "seqlens": [8, 16, 8], "boundaries": [5, 5]}, "increasing"),
+        ({"pacing": "constant", "seqlen": 8, "control": "none"}, "batch_warmup"),
     ],
 )
 def test_odd_settings_are_refused_with_what_is_allowed(settings, message):
@@ -142,5 +184,8 @@ def test_batch_and_end_are_given_once():
         Schedule.constant(seqlen=8, global_batch_sequences=1, epochs=1, total_tokens=1)
 
 
-def test_staged_lengths_may_fall():
-    assert staged(seqlens=[64, 8], boundaries=[10]) == ((0, 64), (10, 8))
+def test_a_batch_warmup_needs_a_schedule_that_ends_at_its_longest():
+    with pytest.raises(ConfigError, match="end at their longest length"):
+        Schedule.staged(
+            seqlens=[16, 8], boundaries=[5], global_batch_sequences=2, total_tokens=9, control="batch_warmup"
+        )

@@ -57,17 +57,23 @@ class ModelConfig(Section):
 
 
 class CurriculumConfig(Section):
-    """[curriculum]: which of these a pacing uses, `Schedule` checks."""
+    """[curriculum]: which of these a pacing uses, `Schedule` checks. See docs/schedules.md."""
 
-    pacing: Literal["constant", "linear", "root", "staged"] = "constant"
+    pacing: Literal["constant", "linear", "root", "sine", "exponential", "staged", "table"] = "constant"
     seqlen: int | None = None
     seqlen_start: int | None = None
     seqlen_end: int | None = None
     duration_steps: int | None = None
+    duration_tokens: int | None = None
     seqlen_multiple: int | None = None
     degree: int | None = None
     seqlens: list[int] | None = None
     boundaries: list[int] | None = None
+    boundaries_tokens: list[int] | None = None
+    table: list[list[int]] | None = None
+    table_unit: Literal["steps", "tokens"] | None = None
+    control: Literal["batch_warmup"] | None = None
+    """"batch_warmup": as many tokens a step as this curriculum, all at its full length: the arm to compare with."""
 
 
 class BatchConfig(Section):
