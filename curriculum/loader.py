@@ -145,19 +145,31 @@ class CurriculumLoader:
         except BaseException as error:  # handed to whoever waits for the batch
             ready.put(error)
 
-    def _batches(self) -> Iterator[Batch]:
-        """Batches from `self.step` on. The past is dealt again, under the schedules it was dealt under."""
+    def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:
+        """(step, global batch) of every step from `first` on; reads no token.
+
+        The past is dealt again, under the schedules it was dealt under.
+        """
         planner = PLANNERS[self.schedule.planner](self.store.lengths, self.seed)
-        ends = [first for first, _ in self._history[1:]] + [self.schedule.total_steps]
-        for (first, schedule), end in zip(self._history, ends, strict=True):
-            for step, packed in planner.steps(schedule, first, end):
-                if step >= self.step:
-                    yield self._batch(step, packed)
+        ends = [start for start, _ in self._history[1:]] + [self.schedule.total_steps]
+        for (start, schedule), end in zip(self._history, ends, strict=True):
+            for step, packed in planner.steps(schedule, start, end):
+                if step >= first:
+                    yield step, packed
+
+    def own_rows(self, step: int) -> tuple[int, int]:
+        """Rows `first` to `last` - 1 of the global batch at `step` are this rank's."""
+        sequences = self.schedule.sequences(step)
+        return sequences * self.rank // self.world_size, sequences * (self.rank + 1) // self.world_size
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from `self.step` on."""
+        for step, packed in self.planned(self.step):
+            yield self._batch(step, packed)
 
     def _batch(self, step: int, rows: Packed) -> Batch:
         """This rank's share of the global batch `rows`."""
-        seqlen, sequences = self.schedule.seqlen(step), self.schedule.sequences(step)
-        first, last = (sequences * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        seqlen, (first, last) = self.schedule.seqlen(step), self.own_rows(step)
         own = sequences_of(rows, first, last)
         targets = int(rows.length.sum())
         return make_batch(self.store, own, seqlen=seqlen, sequences=last - first, step=step, targets=targets)

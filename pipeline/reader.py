@@ -96,8 +96,8 @@ class Store:
         """The tokenizer.json the store was built with."""
         return self.path / TOKENIZER_NAME
 
-    def document(self, index: int) -> np.ndarray:
-        """Tokens of one document, uint16 or uint32, end-of-document token last. Raises ConfigError out of range."""
+    def place(self, index: int) -> tuple[int, int]:
+        """(shard, document of it) of a document, both from 0. Raises ConfigError out of range."""
         if not 0 <= index < self.documents:
             raise ConfigError(
                 "no such document",
@@ -106,13 +106,24 @@ class Store:
                 allowed=f"0 to {self.documents - 1}",
             )
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def document(self, index: int) -> np.ndarray:
+        """Tokens of one document, uint16 or uint32, end-of-document token last. Raises ConfigError out of range."""
+        shard, item = self.place(index)
         with self._lock:
             offsets = self._map(shard)
-        item = index - int(self._starts[shard])
         length = offsets[item + 1 : item + 2] - offsets[item : item + 1]
         labels = np.empty(int(length[0]), dtype=np.int64)
         self.gather(np.array([index]), np.zeros(1, dtype=np.int64), length, np.empty_like(labels), labels)
         return labels.astype(self._dtype)
+
+    def columns(self, shard: int) -> pa.RecordBatch:
+        """All columns of a shard, memory-mapped: `tokens`, `row`, and `id` and `source` where it has them."""
+        with self._lock:
+            self._map(shard)
+            self._maps[shard].seek(0)
+            return pa.ipc.open_stream(self._maps[shard]).read_next_batch()
 
     def gather(
         self, document: np.ndarray, start: np.ndarray, length: np.ndarray, inputs: np.ndarray, labels: np.ndarray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main() -> None:
     \b
     slw-train plan run.toml
     slw-train run run.toml optimizer.lr=1e-3
+    slw-train trace runs/slw --step 1200
     slw-train compare runs/slw runs/constant --out compare.png
     """
 
@@ -81,6 +83,58 @@ def run(config: Path, overrides: tuple[str, ...], force: bool, change_schedule: 
             f"{outcome.spikes} spikes, {outcome.elapsed_s:.0f} s"
         )
     sys.exit(0 if outcome.finished else 130)
+
+
+@main.command()
+@click.argument("config_or_run", type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--step", type=int, help="Which documents are in the batch of this step, counted from 0.")
+@click.option("--document", type=int, help="In which steps this document is served.")
+@click.option("--rank", type=int, help="Only this rank's rows; needs --world-size.")
+@click.option("--world-size", type=int, help="How many ranks share a batch.")
+@click.option("--text", is_flag=True, help="Decode every piece.")
+@JSON
+def trace(
+    config_or_run: Path,
+    overrides: tuple[str, ...],
+    step: int | None,
+    document: int | None,
+    rank: int | None,
+    world_size: int | None,
+    text: bool,
+    as_json: bool,
+) -> None:
+    """From a step to its documents, or from a document to its steps: before a run, or of one.
+
+    Step N is the line of metrics.jsonl whose "step" is N + 1: that counts updates done. CONFIG_OR_RUN may be a run
+    directory, whose changed schedules are followed.
+
+    \b
+    slw-train trace run.toml --step 1200 --rank 3 --world-size 8
+    slw-train trace runs/slw --step 1200 --text
+    slw-train trace runs/slw --document 17 --json
+    """
+    from curriculum.trace import render, to_json, trace_document, trace_step
+    from pipeline.errors import ConfigError
+    from train.replay import loader_of
+
+    if (step is None) == (document is None):
+        raise ConfigError("give one of --step and --document", found="both" if step is not None else "neither")
+    if (rank is None) != (world_size is None):
+        raise ConfigError("a rank is one of a number of ranks: give --rank and --world-size together, or neither")
+    loader = loader_of(config_or_run, overrides, rank=rank or 0, world_size=1 if world_size is None else world_size)
+    traced = trace_step(loader, step) if step is not None else trace_document(loader, document or 0)
+    decode = None
+    if text:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(loader.store.tokenizer_path))
+        decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
+    if as_json:
+        echo_json(to_json(traced, loader.store, decode))
+    else:
+        for line in render(traced, loader.store, decode):
+            click.echo(line)
 
 
 @main.command()

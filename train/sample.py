@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -11,24 +10,14 @@ from tokenizers import Tokenizer
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
-from train.config import Config, parse_config
-from train.loop import CONFIG_NAME
+from train.config import Config
 from train.model import GPT2
+from train.replay import config_of_run
 
 
 def load_run(run: Path) -> tuple[Config, GPT2, Store]:
     """Config, model with the newest sound weights, and store of a run. Raises RunError where there are none."""
-    if not (run / CONFIG_NAME).is_file():
-        raise RunError("not a run", where=run, remedy="train one: slw-train run CONFIG.toml")
-    flat = json.loads((run / CONFIG_NAME).read_bytes())
-    nested: dict[str, dict[str, object]] = {}
-    for key, value in flat.items():
-        section, _, leaf = key.partition(".")
-        if leaf:
-            nested.setdefault(section, {})[leaf] = value
-        else:
-            nested[section] = value
-    config = parse_config(nested, where=str(run / CONFIG_NAME))
+    config = config_of_run(run)
     found = checkpoint.load_latest(run, lambda text: None)
     if found is None:
         raise RunError("the run has no checkpoint yet", where=run, remedy="go on with it: slw-train run CONFIG.toml")

@@ -1,0 +1,59 @@
+"""The data of a run without its model: the loader of a config, or of a run directory as far as it has come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from curriculum.loader import CurriculumLoader
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError, RunError
+from pipeline.reader import Store
+from train import checkpoint
+from train.config import Config, load_config, parse_config
+from train.loop import CONFIG_NAME
+
+
+def config_of_run(run: Path) -> Config:
+    """What RUN was started with. Raises RunError where there is no run."""
+    if not (run / CONFIG_NAME).is_file():
+        raise RunError("not a run", where=run, remedy="train one: slw-train run CONFIG.toml")
+    flat = json.loads((run / CONFIG_NAME).read_bytes())
+    nested: dict[str, dict[str, object]] = {}
+    for key, value in flat.items():
+        section, _, leaf = key.partition(".")
+        if leaf:
+            nested.setdefault(section, {})[leaf] = value
+        else:
+            nested[section] = value
+    return parse_config(nested, where=str(run / CONFIG_NAME))
+
+
+def loader_of(
+    config_or_run: Path, overrides: tuple[str, ...] = (), *, rank: int = 0, world_size: int = 1
+) -> CurriculumLoader:
+    """The loader of a TOML file, or of a run directory: there with every schedule its last checkpoint has been under.
+
+    Raises ConfigError, RunError where neither is there, a rank is outside the world, or a run is given overrides.
+    """
+    ranks = {"rank": rank, "world_size": world_size}
+    if not config_or_run.is_dir():
+        config = load_config(config_or_run, overrides)
+        return CurriculumLoader(Store.open(config.store), config.schedule(), seed=config.run.seed, **ranks)
+    if overrides:
+        raise ConfigError(
+            "a run is what it was: no key can be overridden",
+            where=config_or_run,
+            found=" ".join(overrides),
+            remedy="give its CONFIG.toml instead of the run",
+        )
+    config = config_of_run(config_or_run)
+    store = Store.open(config.store)
+    saved = checkpoint.load_latest(config_or_run, lambda text: None)
+    if saved is None:
+        return CurriculumLoader(store, config.schedule(), seed=config.run.seed, **ranks)
+    state = saved[1]["loader"]
+    schedule = Schedule.from_json(state["schedules"][-1][1])
+    loader = CurriculumLoader(store, schedule, seed=state["seed"], **ranks)
+    loader.load_state_dict(state)
+    return loader
