@@ -9,36 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.command import Group, echo_json
+from pipeline.cli_exchange import export, import_command, pack
+from pipeline.command import FORCE, JSON, STORE, Bytes, Group, echo_json
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult
     from pipeline.unit import UnitResult
 
-STORE = click.argument("store", type=click.Path(path_type=Path))
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 INPUTS = click.argument("inputs", nargs=-1, required=True)
 TEXT_FIELD = click.option("--text-field", default="text", show_default=True, help="Field or column with the text.")
 SEPARATOR = click.option("--separator", help="Split text files here; without it a file is a document.")
 SUFFIX = click.option("--suffix", "suffixes", multiple=True, help="Take such text files from folders too: .py")
-FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
-
-
-class Bytes(click.ParamType):  # type: ignore[type-arg]
-    """A number of bytes such as 64M."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse 1000, 64K, 64M or 2G (powers of 1024)."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().upper().removesuffix("B")
-        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
-        try:
-            return int(text.rstrip("KMG")) * factor
-        except ValueError:
-            self.fail(f"{value!r} is not a number of bytes such as 64M", param, ctx)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,6 +32,11 @@ def main() -> None:
     slw-prep build books.jsonl --tokenizer tokenizer.json --out shards/books
     slw-prep info shards/books
     """
+
+
+main.add_command(import_command)
+main.add_command(export)
+main.add_command(pack)
 
 
 @main.command()
@@ -226,44 +212,6 @@ def show(store: Path, index: int, split: str, as_json: bool) -> None:
         echo_json({"document": index, "split": split, "tokens": ids, "text": text})
     else:
         click.echo(text)
-
-
-@main.command()
-@STORE
-@click.option("--seqlen", type=int, required=True, help="Tokens of a sequence.")
-@click.option("--split", default="train", show_default=True)
-@JSON
-def pack(store: Path, seqlen: int, split: str, as_json: bool) -> None:
-    """Pack all documents of STORE into sequences and report cuts and padding; writes nothing.
-
-    \b
-    slw-prep pack shards/books --seqlen 1024
-    """
-    from pipeline.packing import least_cuts
-    from pipeline.packing import pack as pack_lengths
-    from pipeline.reader import Store
-
-    lengths = Store.open(store, split).lengths
-    packed = pack_lengths(lengths, seqlen)
-    cuts, least = len(packed.document) - len(lengths), least_cuts(lengths, seqlen)
-    facts = {
-        "store": str(store),
-        "seqlen": seqlen,
-        "documents": len(lengths),
-        "sequences": packed.sequences,
-        "padding": packed.padding(seqlen),
-        "cuts": cuts,
-        "least_cuts": least,
-        "excess_cuts_per_document": (cuts - least) / max(len(lengths), 1),
-    }
-    if as_json:
-        echo_json(facts)
-        return
-    click.echo(
-        f"{len(lengths):,} documents in {packed.sequences:,} sequences of {seqlen:,}: "
-        f"{facts['padding']:,} positions of padding, {cuts:,} cuts where {least:,} are the least possible "
-        f"({facts['excess_cuts_per_document']:.4f} in excess a document)"
-    )
 
 
 def _reporter(progress: Any) -> Any:

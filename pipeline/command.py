@@ -1,13 +1,19 @@
-"""What both console scripts share: errors without a traceback, JSON on standard output."""
+"""What commands share: errors without a traceback, JSON on standard output, common arguments."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import SlwError
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
+SPLIT = click.option("--split", default="train", show_default=True, help="train or validation.")
 
 
 class Group(click.Group):
@@ -35,3 +41,20 @@ def echo_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value))
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes such as 64M."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse 1000, 64K, 64M or 2G (powers of 1024)."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().removesuffix("B")
+        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+        try:
+            return int(text.rstrip("KMG")) * factor
+        except ValueError:
+            self.fail(f"{value!r} is not a number of bytes such as 64M", param, ctx)

@@ -118,8 +118,13 @@ class Store:
         self.gather(np.array([index]), np.zeros(1, dtype=np.int64), length, np.empty_like(labels), labels)
         return labels.astype(self._dtype)
 
-    def columns(self, shard: int) -> pa.RecordBatch:
-        """All columns of a shard, memory-mapped: `tokens`, `row`, and `id` and `source` where it has them."""
+    def columns(self, shard: int, *, checked: bool = False) -> pa.RecordBatch:
+        """All columns of a shard, memory-mapped: `tokens`, `row`, and `id` and `source` where it has them.
+
+        Raises StoreError where its offsets are not sound or, `checked`, its digest is not the manifest's.
+        """
+        if checked:
+            self._use_shards([shard])
         with self._lock:
             self._map(shard)
             self._maps[shard].seek(0)
@@ -152,8 +157,11 @@ class Store:
         if self._ready.all():
             return
         assert document.min(initial=0) >= 0 and document.max(initial=0) < self.documents, "no such document"
+        self._use_shards(np.unique(np.searchsorted(self._starts, document, side="right") - 1).tolist())
+
+    def _use_shards(self, indices: list[int]) -> None:
         with self._lock:
-            for index in np.unique(np.searchsorted(self._starts, document, side="right") - 1).tolist():
+            for index in indices:
                 if not self._ready[index]:
                     self._map(index)
                     if self._verify:

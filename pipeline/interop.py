@@ -1,0 +1,258 @@
+"""Stores from data that is tokens already, and stores in other systems' formats.
+
+An import is read once, in order, and written as bounded shards into a folder that becomes the store at the end; an
+export likewise. Neither holds more than a shard in memory. A store, exported and imported, has the same tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import megatron
+from pipeline.encoding import Vocabulary, load_vocabulary
+from pipeline.errors import ConfigError, CorpusError
+from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
+from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
+from pipeline.reader import Store
+from pipeline.staging import new_folder
+from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, held_out, without_last
+from pipeline.unit import write_json
+from pipeline.writer import write_atomically, write_shard
+
+FORMATS = ("megatron", "hf")
+Progress = Callable[[int], None]
+"""Called with the tokens done so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What an import is asked for."""
+
+    inputs: tuple[tuple[str, str], ...]
+    """(source, what to read); the source is "" where none is named."""
+    tokenizer: Path
+    out: Path
+    format: str | None = None
+    """One of FORMATS; None: megatron where the input is an indexed dataset, else hf."""
+    token_column: str = "input_ids"
+    eod: str | None = None
+    bos: str | None = None
+    validation_fraction: float = 0.0
+    unit_bytes: int = 64 << 20
+    """Tokens of a shard, in bytes: it is written once it has as many."""
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What `import_tokens` did."""
+
+    manifest: Manifest
+    added: int
+    """Documents that did not end in the end-of-document token and were given one."""
+    empty: int
+    """Documents without a token, left out."""
+
+
+def import_tokens(options: ImportOptions, progress: Progress = lambda tokens: None) -> Imported:
+    """Make the store `options.out` of data that is tokens already.
+
+    Raises CorpusError for the data, TokenizerError, ConfigError, and StoreError where `out` is in the way.
+    """
+    if not 0 <= options.validation_fraction < 1:
+        raise ConfigError(
+            "odd validation fraction", found=options.validation_fraction, allowed="0 up to, not with, 1"
+        )
+    if options.unit_bytes < 1:
+        raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")
+    vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
+    with new_folder(options.out, marker=MANIFEST_NAME, force=options.force) as folder:
+        work = _Import(folder, options, vocabulary, progress)
+        for source, name in _grouped(options.inputs):
+            work.read(source, open_input(name, options.format, options.token_column))
+        manifest = work.finish()
+    return Imported(manifest=manifest, added=work.added, empty=work.empty)
+
+
+def open_input(name: str, form: str | None, token_column: str) -> megatron.IndexedDataset | TokenColumn:
+    """The reader of `name`. Raises CorpusError where there is nothing to read, ConfigError for an unknown format."""
+    if form is not None and form not in FORMATS:
+        raise ConfigError("unknown format", found=form, allowed=", ".join(FORMATS))
+    prefix = megatron.prefix_of(Path(name))
+    if form == "megatron" or (form is None and prefix is not None):
+        return megatron.IndexedDataset(prefix or Path(name))
+    return TokenColumn(name, token_column)
+
+
+def export_megatron(
+    store: Store, out: Path, *, source: str | None = None, eod: bool = True, force: bool = False, progress: Progress
+) -> tuple[int, int]:
+    """Write the documents of `store`, or of one source of it, as OUT.bin and OUT.idx; returns (documents, tokens).
+
+    Without `eod` the last token of each document is left out. Raises StoreError where the output is in the way.
+    """
+    counted = [0, 0]
+
+    def batches() -> Iterator[Tokenised]:
+        for index in _shards_of(store, source):
+            for batch, _ in _slices(store, index, BATCH_TOKENS):
+                part = _with_or_without_eod(batch, eod)
+                yield part
+                counted[0] += len(part.lengths)
+                counted[1] += len(part.tokens)
+                progress(counted[1])
+
+    megatron.write_indexed_dataset(out, batches(), store.manifest.vocab_size, force=force)
+    return counted[0], counted[1]
+
+
+def export_huggingface(
+    store: Store, out: Path, *, source: str | None = None, eod: bool = True, force: bool = False, progress: Progress
+) -> tuple[int, int]:
+    """Write the documents of `store`, or of one source of it, as a dataset that `datasets.load_from_disk` opens.
+
+    Columns: `input_ids` (list of int32) and those that the shards have beside their tokens. A file a shard. Returns
+    (documents, tokens). Raises StoreError where the output is in the way.
+    """
+    counted = [0, 0]
+    chosen = _shards_of(store, source)
+    more = [field for field in store.columns(chosen[0]).schema if field.name != "tokens"]
+    schema = pa.schema([pa.field("input_ids", pa.list_(pa.int32())), *(pa.field(f.name, f.type) for f in more)])
+
+    def rows(index: int) -> Iterator[list[Any]]:
+        for batch, columns in _slices(store, index, BATCH_TOKENS):
+            part = _with_or_without_eod(batch, eod)
+            yield [int32_lists(part.tokens, part.lengths), *(columns.column(field.name) for field in more)]
+            counted[0] += len(part.lengths)
+            counted[1] += len(part.tokens)
+            progress(counted[1])
+
+    with new_folder(out, marker=STATE_NAME, force=force) as folder:
+        write_dataset(folder, schema, store.split, (rows(index) for index in chosen), len(chosen))
+    return counted[0], counted[1]
+
+
+def _grouped(inputs: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """Inputs of one source together, sources in the order of their first."""
+    order = list(dict.fromkeys(source for source, _ in inputs))
+    return sorted(inputs, key=lambda item: order.index(item[0]))
+
+
+def _shards_of(store: Store, source: str | None) -> list[int]:
+    chosen = [index for index, shard in enumerate(store.shards) if source is None or shard.source == source]
+    if not chosen:
+        raise ConfigError(
+            "nothing to export",
+            where=f"{store.path} ({store.split})",
+            found=f"source {source!r}" if source is not None else "no document",
+            allowed=f"one of the sources {', '.join(map(repr, store.sources))}" if store.sources else None,
+        )
+    return chosen
+
+
+def _slices(store: Store, index: int, most: int) -> Iterator[tuple[Tokenised, pa.RecordBatch]]:
+    """Shard `index` in parts of at most BATCH_ROWS documents and about `most` tokens, with its columns."""
+    columns = store.columns(index, checked=True)
+    offsets = columns.column("tokens").offsets.to_numpy()
+    tokens = columns.column("tokens").values.to_numpy()
+    at = 0
+    while at < len(columns):
+        last = int(np.searchsorted(offsets, offsets[at] + most, side="right")) - 1
+        last = min(max(last, at + 1), at + BATCH_ROWS, len(columns))
+        part = Tokenised(tokens[offsets[at] : offsets[last]], np.diff(offsets[at : last + 1]), at)
+        yield part, columns.slice(at, last - at)
+        at = last
+
+
+def _with_or_without_eod(batch: Tokenised, eod: bool) -> Tokenised:
+    return batch if eod else Tokenised(*without_last(batch.tokens, batch.lengths), batch.first)
+
+
+class _Import:
+    """A store in the making, in `folder`."""
+
+    def __init__(self, folder: Path, options: ImportOptions, vocabulary: Vocabulary, progress: Progress) -> None:
+        self.folder = folder
+        self.options = options
+        self.vocabulary = vocabulary
+        self.progress = progress
+        self.most = min(BATCH_TOKENS, max(options.unit_bytes // vocabulary.dtype.itemsize, 1))
+        self.pending: dict[str, list[Ended]] = {split: [] for split in SPLIT_FOLDERS}
+        self.shards: list[ShardInfo] = []
+        self.added = self.empty = self.tokens = 0
+
+    def read(self, source: str, reader: megatron.IndexedDataset | TokenColumn) -> None:
+        """All documents of one input, in shards of their own."""
+        for batch in reader.batches(self.most):
+            checked(batch, self.vocabulary, reader.name)
+            whole = ended(batch, self.vocabulary)
+            self.added += whole.added
+            self.empty += whole.empty
+            self.tokens += len(whole.tokens)
+            held = held_out(whole.tokens, whole.lengths, self.options.validation_fraction)
+            for split, chosen in (("train", ~held), ("validation", held)):
+                if chosen.any():
+                    tokens, lengths = documents_where(whole.tokens, whole.lengths, chosen)
+                    self.pending[split].append(Ended(tokens, lengths, whole.rows[chosen], 0, 0))
+                    if sum(part.tokens.nbytes for part in self.pending[split]) >= self.options.unit_bytes:
+                        self._flush(split, source, reader.name)
+            self.progress(self.tokens)
+        for split in SPLIT_FOLDERS:
+            if self.pending[split]:
+                self._flush(split, source, reader.name)
+
+    def finish(self) -> Manifest:
+        """The tokenizer, then the manifest."""
+        if not any(shard.split == "train" for shard in self.shards):
+            raise CorpusError(
+                "no document to train on",
+                where=", ".join(name for _, name in self.options.inputs[:3]),
+                found=f"{self.empty} empty documents",
+                remedy="check the input and --validation-fraction",
+            )
+        options, vocabulary = self.options, self.vocabulary
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            tokenizer_digest=vocabulary.digest,
+            vocab_size=vocabulary.size,
+            token_dtype=str(vocabulary.dtype),
+            eod_id=vocabulary.eod_id,
+            bos_id=vocabulary.bos_id,
+            shards=self.shards,
+            parameters={
+                "imported": [list(item) for item in options.inputs],
+                "token_column": options.token_column,
+                "tokenizer": vocabulary.digest,
+                "eod_id": vocabulary.eod_id,
+                "bos_id": vocabulary.bos_id,
+                "validation_fraction": options.validation_fraction,
+                "unit_bytes": options.unit_bytes,
+                "end_of_document_added": self.added,
+            },
+            skipped=self.empty,
+        )
+        write_atomically(self.folder / TOKENIZER_NAME, lambda path: _write_bytes(path, vocabulary.data))
+        write_atomically(self.folder / MANIFEST_NAME, lambda path: write_json(path, manifest.to_json()))
+        return manifest
+
+    def _flush(self, split: str, source: str, name: str) -> None:
+        parts, self.pending[split] = self.pending[split], []
+        number = sum(shard.split == split for shard in self.shards)
+        file = f"{SPLIT_FOLDERS[split]}/{number:05d}.arrow"
+        tokens, lengths, rows = (
+            np.concatenate([getattr(part, column) for part in parts]) for column in ("tokens", "lengths", "rows")
+        )
+        unit = f"{Path(name).name} documents [{rows[0]}:{rows[-1] + 1}]"
+        info = write_shard(self.folder, file, split, unit, tokens, lengths, rows)
+        self.shards.append(dataclasses.replace(info, source=source))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,191 @@
+"""Megatron-LM's indexed datasets, PREFIX.bin and PREFIX.idx, in and out.
+
+    .idx    "MMIDIDX\\0\\0", version 1 (uint64), dtype code (uint8), sequences (uint64), documents + 1 (uint64),
+            tokens of each sequence (int32), its first byte in .bin (int64), first sequence of each document and,
+            last, the number of sequences (int64)
+    .bin    the tokens, nothing else
+
+A document is one or more sequences (of sentences, say). Both files are memory-mapped to read; price: 16
+bytes of memory a sequence.
+Layout after Megatron Core's `megatron/core/datasets/indexed_dataset.py`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import CorpusError, StoreError
+from pipeline.format import token_dtype
+from pipeline.tokenised import BATCH_TOKENS, Tokenised
+from pipeline.writer import write_atomically
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {code: np.dtype(name).newbyteorder("<") for code, name in enumerate(
+    ("uint8", "int8", "int16", "int32", "int64", "float64", "float32", "uint16"), start=1
+)}  # fmt: skip
+"""By Megatron's code; float64 is 6 and float32 is 7."""
+LONGEST = 2**31 - 1
+
+
+def prefix_of(path: Path) -> Path | None:
+    """PREFIX of an indexed dataset that `path` names: PREFIX itself, its .bin or its .idx; None where it is none."""
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    return prefix if _file(prefix, ".idx").is_file() or path.suffix in (".bin", ".idx") else None
+
+
+class IndexedDataset:
+    """An indexed dataset, open to read. Raises CorpusError where a file is missing, or not what the index says."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.name = str(prefix)
+        self._index_path, self._data_path = _file(prefix, ".idx"), _file(prefix, ".bin")
+        for path in (self._index_path, self._data_path):
+            if not path.is_file():
+                raise CorpusError(
+                    "half of an indexed dataset is missing", where=path, allowed="PREFIX.bin and PREFIX.idx"
+                )
+        index = _mapped(self._index_path)
+        if len(index) < HEADER.size or bytes(index[: len(MAGIC)]) != MAGIC:
+            raise self._unsound("not a Megatron index", found=bytes(index[:9]), allowed=repr(MAGIC))
+        _, version, code, sequences, entries = HEADER.unpack(bytes(index[: HEADER.size]))
+        if version != VERSION or code not in DTYPES:
+            raise self._unsound(
+                "an index of an unknown kind",
+                found=f"version {version}, dtype code {code}",
+                allowed=f"version {VERSION}, dtype codes {min(DTYPES)} to {max(DTYPES)}",
+            )
+        size = HEADER.size + sequences * 12 + entries * 8
+        if len(index) == size + sequences:
+            raise self._unsound("an index with modes: a multimodal dataset is not only tokens")
+        if len(index) != size:
+            raise self._unsound("the index is not of the size it names", found=len(index), allowed=f"{size} bytes")
+        at = HEADER.size
+        lengths = np.frombuffer(index, "<i4", sequences, at)
+        self._pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
+        self._first_sequence = np.frombuffer(index, "<i8", entries, at + 12 * sequences)
+        self._dtype = DTYPES[code]
+        self._data = _mapped(self._data_path)
+        self._check(lengths)
+        self._ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._contiguous = bool((self._pointers == self._ends[:-1] * self._dtype.itemsize).all())
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self._first_sequence) - 1
+
+    def batches(self, most: int = BATCH_TOKENS) -> Iterator[Tokenised]:
+        """All documents in order, at most `most` tokens or one document at a time."""
+        ends = self._ends[self._first_sequence]
+        first = 0
+        while first < self.documents:
+            last = max(int(np.searchsorted(ends, ends[first] + most, side="right")) - 1, first + 1)
+            sequences = int(self._first_sequence[first]), int(self._first_sequence[last])
+            yield Tokenised(self._tokens(*sequences), np.diff(ends[first : last + 1]), first)
+            first = last
+
+    def _tokens(self, first: int, last: int) -> np.ndarray:
+        """Tokens of sequences `first` to `last` - 1, which need not stand in order in the .bin."""
+        if self._contiguous or first == last:
+            return self._slice(
+                int(self._ends[first]) * self._dtype.itemsize, int(self._ends[last] - self._ends[first])
+            )
+        counts = np.diff(self._ends[first : last + 1]).tolist()
+        return np.concatenate(
+            [self._slice(a, n) for a, n in zip(self._pointers[first:last].tolist(), counts, strict=True)]
+        )
+
+    def _slice(self, at: int, count: int) -> np.ndarray:
+        return np.frombuffer(self._data, self._dtype, count, at) if count else np.empty(0, self._dtype)
+
+    def _check(self, lengths: np.ndarray) -> None:
+        index = self._first_sequence
+        if len(index) == 0 or index[0] != 0 or index[-1] != len(lengths) or (np.diff(index) < 0).any():
+            raise self._unsound(
+                "the documents of the index do not cover its sequences",
+                found=f"{index[:1].tolist()} to {index[-1:].tolist()}",
+                allowed=f"0 to {len(lengths)}, never falling",
+            )
+        if len(lengths) == 0:
+            return
+        beyond = (lengths < 0) | (self._pointers < 0)
+        beyond |= self._pointers + lengths.astype(np.int64) * self._dtype.itemsize > len(self._data)
+        if beyond.any():
+            at = int(np.argmax(beyond))
+            raise self._unsound(
+                f"sequence {at} is outside the .bin",
+                found=f"{lengths[at]} tokens of {self._dtype.itemsize} bytes from byte {self._pointers[at]} on",
+                allowed=f"the {len(self._data)} bytes of {self._data_path.name}",
+                remedy="are both files whole and of one dataset? copy them again",
+            )
+
+    def _unsound(self, what: str, **more: Any) -> CorpusError:
+        return CorpusError(what, where=self._index_path, **more)
+
+
+def check_free(prefix: Path, *, force: bool) -> None:
+    """Raise StoreError where PREFIX.bin or PREFIX.idx exists, unless `force` is given."""
+    for path in (_file(prefix, ".idx"), _file(prefix, ".bin")):
+        if path.exists() and not force:
+            raise StoreError("the output exists", where=path, remedy="choose another --out, or replace it: --force")
+
+
+def write_indexed_dataset(
+    prefix: Path, batches: Iterable[Tokenised], vocab_size: int, *, force: bool = False
+) -> None:
+    """Write PREFIX.bin and, when that is whole, PREFIX.idx: a document is one sequence.
+
+    The ids are uint16 where they fit, int32 otherwise, the two types that Megatron itself writes. Price: 4 bytes of
+    memory a document. Raises StoreError where the output exists or cannot be written, or a document is too long.
+    """
+    check_free(prefix, force=force)
+    dtype = np.dtype("<u2") if token_dtype(vocab_size).itemsize == 2 else np.dtype("<i4")
+    lengths: list[np.ndarray] = []
+
+    def write_data(path: Path) -> None:
+        with path.open("wb") as stream:
+            for batch in batches:
+                if batch.lengths.max(initial=0) > LONGEST:
+                    raise StoreError(
+                        "a document is too long for an indexed dataset",
+                        where=prefix,
+                        found=f"{batch.lengths.max()} tokens",
+                        allowed=f"{LONGEST} or fewer",
+                    )
+                lengths.append(batch.lengths.astype("<i4"))
+                stream.write(np.ascontiguousarray(batch.tokens, dtype=dtype).data.cast("B"))
+        # An old index beside new data would be wrong: from here until the new one is written there is none.
+        _file(prefix, ".idx").unlink(missing_ok=True)
+
+    def write_index(path: Path) -> None:
+        documents = sum(len(part) for part in lengths)
+        code = next(code for code, known in DTYPES.items() if known == dtype)
+        with path.open("wb") as stream:
+            stream.write(HEADER.pack(MAGIC, VERSION, code, documents, documents + 1))
+            for part in lengths:
+                stream.write(part.tobytes())
+            at = 0
+            for part in lengths:
+                ends = at + np.cumsum(part, dtype="<i8") * dtype.itemsize
+                stream.write((ends - part * np.int64(dtype.itemsize)).astype("<i8").tobytes())
+                at = int(ends[-1]) if len(ends) else at
+            for first in range(0, documents + 1, BATCH_TOKENS):
+                stream.write(np.arange(first, min(first + BATCH_TOKENS, documents + 1), dtype="<i8").tobytes())
+
+    write_atomically(_file(prefix, ".bin"), write_data)
+    write_atomically(_file(prefix, ".idx"), write_index)
+
+
+def _file(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, dtype=np.uint8)

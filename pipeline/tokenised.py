@@ -1,0 +1,116 @@
+"""Documents that are tokens already: what readers of other formats yield, and what is asked of them.
+
+Every id must be of the vocabulary. A document that ends in the end-of-document token stays as it is, any other is
+given one; a document without a token is left out. So what was stored by us comes back unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from pipeline.encoding import Vocabulary
+from pipeline.errors import CorpusError
+
+BATCH_TOKENS = 4 << 20
+"""Tokens that a reader yields at once, where a single document has no more."""
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Some documents of a source, one after another."""
+
+    tokens: np.ndarray
+    """[tokens], of any integer or floating type."""
+    lengths: np.ndarray
+    """int64 [documents], 0 or more."""
+    first: int
+    """Number of the first document within its source."""
+
+
+def checked(batch: Tokenised, vocabulary: Vocabulary, where: str) -> None:
+    """Raise CorpusError, naming document and position, for the first id that is none of the vocabulary."""
+    tokens = batch.tokens
+    if not len(tokens):
+        return
+    bad = (tokens < 0) | (tokens >= vocabulary.size)
+    if tokens.dtype.kind == "f":
+        bad |= tokens != np.floor(tokens)  # not a number is none either: it differs from itself
+    if not bad.any():
+        return
+    at = int(np.argmax(bad))
+    ends = np.cumsum(batch.lengths)
+    document = int(np.searchsorted(ends, at, side="right"))
+    position = at - int(ends[document] - batch.lengths[document])
+    raise CorpusError(
+        "an id that is not of the tokenizer",
+        where=f"{where}, document {batch.first + document}, position {position}",
+        found=tokens[at].item(),
+        allowed=f"0 to {vocabulary.size - 1}",
+        remedy="give the tokenizer that made these ids: --tokenizer",
+    )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Documents as a store holds them."""
+
+    tokens: np.ndarray
+    """[tokens] of the vocabulary's dtype."""
+    lengths: np.ndarray
+    """int64 [documents], at least 1, the end-of-document token included."""
+    rows: np.ndarray
+    """int64 [documents]: number within the source."""
+    added: int
+    """Documents that were given an end-of-document token."""
+    empty: int
+    """Documents left out: they had no token."""
+
+
+def ended(batch: Tokenised, vocabulary: Vocabulary) -> Ended:
+    """`batch` with an end-of-document token after every document that has none, empty documents left out."""
+    kept = batch.lengths > 0
+    lengths = batch.lengths[kept]
+    rows = batch.first + np.flatnonzero(kept)
+    missing = batch.tokens[np.cumsum(lengths) - 1] != vocabulary.eod_id
+    empty = len(batch.lengths) - len(lengths)
+    if not missing.any():
+        return Ended(batch.tokens.astype(vocabulary.dtype), lengths, rows, 0, empty)
+    lengths = lengths + missing
+    tokens = np.full(int(lengths.sum()), vocabulary.eod_id, dtype=vocabulary.dtype)
+    given = np.ones(len(tokens), dtype=np.bool_)
+    given[(np.cumsum(lengths) - 1)[missing]] = False
+    tokens[given] = batch.tokens
+    return Ended(tokens, lengths, rows, int(missing.sum()), empty)
+
+
+def held_out(tokens: np.ndarray, lengths: np.ndarray, fraction: float) -> np.ndarray:
+    """bool [documents]: XXH3-64 of the ids as little-endian uint32, without the last, is below fraction * 2**64.
+
+    Copies of a document go together, whatever format or dtype they come in. (A build asks the same of the text, which
+    is not there to ask here.)
+    """
+    if fraction <= 0:
+        return np.zeros(len(lengths), dtype=np.bool_)
+    data = tokens.astype("<u4").data.cast("B")
+    ends = (4 * np.cumsum(lengths)).tolist()
+    below = int(fraction * 2**64)
+    starts = [0, *ends[:-1]]
+    found = (xxhash.xxh3_64_intdigest(data[a : b - 4]) < below for a, b in zip(starts, ends, strict=True))
+    return np.fromiter(found, dtype=np.bool_, count=len(lengths))
+
+
+def documents_where(tokens: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and lengths of the documents for which `chosen`, bool [documents]."""
+    if chosen.all():
+        return tokens, lengths
+    return tokens[np.repeat(chosen, lengths)], lengths[chosen]
+
+
+def without_last(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and lengths of documents of at least one token, each without its last one."""
+    kept = np.ones(len(tokens), dtype=np.bool_)
+    kept[np.cumsum(lengths) - 1] = False
+    return tokens[kept], lengths - 1

@@ -1,0 +1,319 @@
+"""Import and export: whatever the format, the same tokens come back, each document ending once."""
+
+import itertools
+import json
+import struct
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import tiny_tokenizer
+from stores import EOD, documents_of, write_store
+from test_cli import call
+
+from pipeline.cli import main as prep
+from pipeline.errors import CorpusError, StoreError
+from pipeline.interop import ImportOptions, export_huggingface, export_megatron, import_tokens
+from pipeline.megatron import DTYPES, HEADER, MAGIC, IndexedDataset
+from pipeline.reader import Store
+from pipeline.tokenised import held_out
+from pipeline.verify import verify
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tiny_tokenizer().save(str(path))
+    return path
+
+
+def stored(path, split="train"):
+    store = Store.open(path, split)
+    return [store.document(i).tolist() for i in range(store.documents)]
+
+
+def bring(tokenizer, out, *inputs, **more):
+    return import_tokens(
+        ImportOptions(inputs=tuple(("", str(name)) for name in inputs), tokenizer=tokenizer, out=out, **more)
+    )
+
+
+def write_megatron(prefix, sequences, code=8, documents=None, order=None):
+    """By hand: .bin with the sequences in `order`, documents as numbers of sequences."""
+    dtype = DTYPES[code]
+    order = range(len(sequences)) if order is None else order
+    at, pointers, data = 0, [0] * len(sequences), b""
+    for i in order:
+        pointers[i] = at
+        data += np.array(sequences[i]).astype(dtype).tobytes()
+        at = len(data)
+    index = np.cumsum([0, *(documents if documents is not None else [1] * len(sequences))])
+    parts = [("<i4", [len(s) for s in sequences]), ("<i8", pointers), ("<i8", index)]
+    prefix.with_name(prefix.name + ".bin").write_bytes(data)
+    prefix.with_name(prefix.name + ".idx").write_bytes(
+        HEADER.pack(MAGIC, 1, code, len(sequences), len(index))
+        + b"".join(np.array(values, dtype=kind).tobytes() for kind, values in parts)
+    )
+    return prefix
+
+
+def nothing(tokens):
+    pass
+
+
+@settings(max_examples=15)
+@given(lengths=LENGTHS, shards=st.integers(1, 3), eod=st.booleans(), form=st.sampled_from(["megatron", "hf"]))
+def test_a_store_exported_and_imported_has_the_same_tokens(tokenizer, tmp_path_factory, lengths, shards, eod, form):
+    folder = tmp_path_factory.mktemp("round")
+    documents = documents_of([n + 1 for n in lengths])  # one more: without its end a document is not empty
+    write_store(folder / "a", documents, shards=shards, tokenizer=tokenizer.read_bytes())
+    export = {"megatron": export_megatron, "hf": export_huggingface}[form]
+    counted = export(Store.open(folder / "a"), folder / "out", eod=eod, progress=nothing)
+    assert counted == (len(documents), sum(lengths) + eod * len(lengths))
+    result = bring(tokenizer, folder / "b", folder / "out", unit_bytes=64)
+    assert stored(folder / "b") == [d.tolist() for d in documents]
+    assert result.added == (0 if eod else len(documents))
+    assert verify(folder / "b") == []
+
+
+@settings(max_examples=20)
+@given(
+    data=st.data(),
+    code=st.sampled_from(sorted(DTYPES)),
+    sequences=st.lists(st.lists(st.integers(0, 49), max_size=9), min_size=1, max_size=12),
+    most=st.integers(1, 30),
+)
+def test_documents_of_any_index_are_its_sequences_put_together(tmp_path_factory, data, code, sequences, most):
+    cuts = data.draw(st.lists(st.integers(0, len(sequences)), max_size=4))
+    documents = np.diff([0, *sorted(cuts), len(sequences)]).tolist()
+    order = data.draw(st.permutations(range(len(sequences))))
+    prefix = write_megatron(tmp_path_factory.mktemp("m") / "x_document", sequences, code, documents, order)
+    batches = list(IndexedDataset(prefix).batches(most))
+    flat = [token for batch in batches for token in batch.tokens.tolist()]
+    assert flat == [token for sequence in sequences for token in sequence]
+    ends = np.cumsum([0, *documents])
+    lengths = [sum(map(len, sequences[a:b])) for a, b in itertools.pairwise(ends)]
+    assert [n for batch in batches for n in batch.lengths.tolist()] == lengths
+    assert all(batch.lengths.sum() <= most or len(batch.lengths) == 1 for batch in batches)
+
+
+def test_a_document_ends_once_and_an_empty_one_is_left_out(tokenizer, tmp_path):
+    prefix = write_megatron(tmp_path / "x", [[5, 6, EOD], [], [7], [EOD], [8, EOD, EOD]])
+    result = bring(tokenizer, tmp_path / "store", f"{prefix}.bin")
+    assert stored(tmp_path / "store") == [[5, 6, EOD], [7, EOD], [EOD], [8, EOD, EOD]]
+    assert (result.added, result.empty) == (1, 1)
+    rows = Store.open(tmp_path / "store").columns(0).column("row").to_pylist()
+    assert rows == [0, 2, 3, 4]
+
+
+def as_dataset(folder, kind, rows, column="input_ids"):
+    plain = datasets.Dataset.from_dict({"n": range(len(rows)), column: rows})
+    if kind == "saved":
+        plain.save_to_disk(folder, num_shards=3)
+    elif kind == "parquet":
+        folder.mkdir()
+        pq.write_table(
+            pa.table({column: pa.array(rows, pa.list_(pa.uint16()))}), folder / "a.parquet", row_group_size=2
+        )
+    elif kind == "arrow file":
+        folder.mkdir()
+        table = pa.table({column: pa.array(rows, pa.large_list(pa.int64()))})
+        with pa.ipc.new_file(str(folder / "a.arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "arrow file"])
+@pytest.mark.parametrize("unit_bytes", [8, 1 << 20])
+def test_a_token_column_comes_in_from_every_kind_of_dataset(tokenizer, tmp_path, capfd, kind, unit_bytes):
+    rows = [d.tolist() for d in documents_of([5, 1, 9, 30, 2, 2, 17])]
+    folder = as_dataset(tmp_path / "data", kind, rows, "ids")
+    result = bring(tokenizer, tmp_path / "store", folder, token_column="ids", unit_bytes=unit_bytes)
+    assert stored(tmp_path / "store") == rows
+    assert len(result.manifest.shards) == (1 if unit_bytes > 8 else 5)
+
+
+def test_copies_are_held_out_together_whatever_format_they_come_in(tokenizer, tmp_path):
+    documents = [d.tolist() for d in documents_of([9] * 60)] * 2
+    write_megatron(tmp_path / "x", documents, code=5)
+    as_dataset(tmp_path / "y", "parquet", [d[:-1] for d in documents])
+    for name in "xy":
+        bring(tokenizer, tmp_path / f"store-{name}", tmp_path / name, validation_fraction=0.3, unit_bytes=200)
+    train, held = ([stored(tmp_path / f"store-{name}", split) for name in "xy"] for split in ("train", "validation"))
+    assert train[0] == train[1] and held[0] == held[1]
+    assert 15 < len(held[0]) < 60
+    assert not {tuple(d) for d in train[0]} & {tuple(d) for d in held[0]}
+    tokens = np.concatenate(documents)
+    chosen = held_out(tokens, np.array([9] * 120), 0.3)
+    assert [d for d, held in zip(documents, chosen, strict=True) if held] == held[0]
+
+
+@pytest.mark.parametrize(("code", "bad"), [(8, 50), (5, -1), (6, 3.5), (7, np.nan), (6, 2**33)])
+def test_an_id_outside_the_vocabulary_names_document_and_position(tokenizer, tmp_path, code, bad):
+    write_megatron(tmp_path / "x", [[1, 2, 3], [4], [5, 6, bad, 49]], code)
+    with pytest.raises(CorpusError, match=r"document 2, position 2"):
+        bring(tokenizer, tmp_path / "store", tmp_path / "x", unit_bytes=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.idx"]
+
+
+@pytest.mark.parametrize(
+    ("at", "data", "said"),
+    [
+        (0, b"NOINDEX", "not a Megatron index"),
+        (9, struct.pack("<Q", 2), "version 2"),
+        (17, b"\x09", "dtype code 9"),
+        (18, struct.pack("<Q", 4), "size"),
+        (34, struct.pack("<i", 100), "sequence 0 is outside"),
+        (34, struct.pack("<i", -1), "sequence 0 is outside"),
+        (34 + 12 + 16, struct.pack("<q", 1 << 40), "sequence 2 is outside"),
+        (34 + 36 + 24, struct.pack("<q", 2), "do not cover"),
+    ],
+)
+def test_an_unsound_index_is_refused_before_a_token_is_read(tmp_path, at, data, said):
+    prefix = write_megatron(tmp_path / "x", [[1, 2, 3], [4], [5]])
+    path = tmp_path / "x.idx"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + data + whole[at + len(data) :])
+    with pytest.raises(CorpusError, match=said):
+        IndexedDataset(prefix)
+    (tmp_path / "x.bin").unlink()
+    with pytest.raises(CorpusError, match="half of an indexed dataset"):
+        IndexedDataset(prefix)
+
+
+def test_odd_columns_are_named(tokenizer, tmp_path, capfd):
+    table = {
+        "words": pa.array([["a"], ["b"]]),
+        "holes": pa.array([[1, 2], [3, None]]),
+        "gone": pa.array([[1], None]),
+        "fixed": pa.array([[1, 2], [3, 0]], pa.list_(pa.int8(), 2)),
+    }
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    for column, said in [
+        ("words", "not a column of token ids"),
+        ("holes", "document 1"),
+        ("gone", "document 1"),
+        ("none", "columns words, holes, gone, fixed"),
+    ]:
+        with pytest.raises(CorpusError, match=said):
+            bring(tokenizer, tmp_path / "store", tmp_path / "x.parquet", token_column=column)
+    bring(tokenizer, tmp_path / "store", tmp_path / "x.parquet", token_column="fixed")
+    assert stored(tmp_path / "store") == [[1, 2, 0], [3, 0]]
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"input_ids": [[1]]})}).save_to_disk(tmp_path / "dict")
+    with pytest.raises(CorpusError, match="several splits"):
+        bring(tokenizer, tmp_path / "other", tmp_path / "dict")
+    with pytest.raises(CorpusError, match="no tokenised data"):
+        bring(tokenizer, tmp_path / "other", tmp_path / "nowhere")
+    (tmp_path / "y.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-40])
+    with pytest.raises(CorpusError, match="readable"):
+        bring(tokenizer, tmp_path / "other", tmp_path / "y.parquet")
+
+
+def test_nothing_is_replaced_unasked_and_nothing_else_even_then(tokenizer, tmp_path, capfd):
+    source = Store.open(write_once(tmp_path / "a", tokenizer))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    for _ in range(2):
+        export_huggingface(source, tmp_path / "hf", progress=nothing, force=True)
+        export_megatron(source, tmp_path / "m", progress=nothing, force=True)
+        bring(tokenizer, tmp_path / "b", tmp_path / "m", force=True)
+    with pytest.raises(StoreError, match="--force"):
+        export_huggingface(source, tmp_path / "hf", progress=nothing)
+    with pytest.raises(StoreError, match="--force"):
+        export_megatron(source, tmp_path / "m", progress=nothing)
+    with pytest.raises(StoreError, match="--force"):
+        bring(tokenizer, tmp_path / "b", tmp_path / "m")
+    for replace in (False, True):
+        with pytest.raises(StoreError):
+            export_huggingface(source, tmp_path / "mine", progress=nothing, force=replace)
+        with pytest.raises(StoreError):
+            bring(tokenizer, tmp_path / "mine", tmp_path / "m", force=replace)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "words"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "hf", "m.bin", "m.idx", "mine"]
+
+
+def write_once(path, tokenizer):
+    write_store(path, documents_of([5, 9, 2]), shards=2, tokenizer=tokenizer.read_bytes())
+    return path
+
+
+def test_a_failed_export_leaves_what_was_there(tokenizer, tmp_path, capfd):
+    export_huggingface(Store.open(write_once(tmp_path / "a", tokenizer)), tmp_path / "hf", progress=nothing)
+    shard = tmp_path / "a" / "shards" / "00001.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x07")
+    (tmp_path / "a" / ".verified").unlink()
+    with pytest.raises(StoreError, match="digest"):
+        export_huggingface(Store.open(tmp_path / "a"), tmp_path / "hf", progress=nothing, force=True)
+    assert len(datasets.load_from_disk(tmp_path / "hf")) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "hf"]
+
+
+def test_sources_keep_their_names_in_and_out(tokenizer, tmp_path):
+    write_megatron(tmp_path / "en", [[1, 2, 0], [3, 0]])
+    write_megatron(tmp_path / "code", [[4, 0]])
+    call(
+        prep,
+        "import",
+        *("--source", f"en={tmp_path / 'en'}", "--source", f"code={tmp_path / 'code'}"),
+        *("--tokenizer", tokenizer, "--out", tmp_path / "store"),
+    )
+    assert Store.open(tmp_path / "store").sources == {"en": range(2), "code": range(2, 3)}
+    arguments = ("export", tmp_path / "store", "--format", "megatron", "--out", tmp_path / "out")
+    assert json.loads(call(prep, *arguments, "--source", "code", "--no-eod", "--json").stdout)["tokens"] == 1
+    assert [b.tokens.tolist() for b in IndexedDataset(tmp_path / "out").batches()] == [[4]]
+    assert "sources 'en', 'code'" in call(prep, *arguments, "--source", "de", "--force", status=2).stderr
+    assert (
+        "nothing to import"
+        in call(prep, "import", "--tokenizer", tokenizer, "--out", tmp_path / "x", status=2).stderr
+    )
+    assert (
+        "NAME=INPUT"
+        in call(prep, "import", "--source", "x", "--tokenizer", tokenizer, "--out", tmp_path / "x", status=2).stderr
+    )
+
+
+def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
+    documents = documents_of([5, 1, 9, 1500, 2, 2, 17] * 200)
+    write_store(tmp_path / "a", documents, shards=3, tokenizer=tokenizer.read_bytes())
+    call(prep, "export", tmp_path / "a", "--format", "hf", "--out", tmp_path / "hf")
+    opened = datasets.load_from_disk(tmp_path / "hf")
+    assert opened["input_ids"][:] == [d.tolist() for d in documents]
+    assert opened.split == "train" and set(opened.column_names) == {"input_ids", "row"}
+
+
+MEGATRON = """
+import json, sys
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+for data in map(IndexedDataset, sys.argv[1:]):
+    documents = [data[i].tolist() for i in range(len(data))]
+    print(json.dumps([data.index.dtype.__name__, data.document_indices.tolist(), documents]))
+"""
+
+
+def test_megatrons_own_reader_reads_the_same_documents(tmp_path):
+    pytest.importorskip("megatron.core.package_info", reason="megatron-core is not installed")
+    expected = []
+    for dtype, vocab_size in (("uint16", 50), ("int32", 70_000)):
+        documents = documents_of([5, 1, 9, 300, 2], vocab_size)
+        write_store(tmp_path / dtype, documents, shards=2, vocab_size=vocab_size)
+        export_megatron(Store.open(tmp_path / dtype), tmp_path / f"{dtype}_document", progress=nothing)
+        expected.append([dtype, [0, 1, 2, 3, 4, 5], [d.tolist() for d in documents]])
+    # In a process of its own: importing it warns of the GPU libraries that are not there.
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        MEGATRON,
+        *(str(tmp_path / f"{e[0]}_document") for e in expected),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()[-2:]] == expected
