@@ -9,10 +9,13 @@ cu_seqlens   0        3    4     6     8
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
+from pipeline.errors import ConfigError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 
@@ -42,27 +45,107 @@ class Batch:
     """Which positions of which documents: provenance."""
 
 
-def make_batch(store: Store, rows: Packed, *, seqlen: int, sequences: int, step: int, targets: int) -> Batch:
-    """The arrays of `rows`: `sequences` rows of `seqlen` positions, padded at the end where the pieces are fewer.
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
+"""Shape -> C-contiguous int64 (or int32) array that nobody else writes to while a batch made in it is in use."""
 
-    `step` and `targets` (labels of all ranks) are passed on. Raises StoreError at the first use of a damaged shard.
+
+def allocate_int64(shape: tuple[int, ...]) -> np.ndarray:
+    """Fresh memory: a batch is its holder's for ever."""
+    return np.empty(shape, dtype=np.int64)
+
+
+def make_batches(
+    store: Store,
+    rows: list[Packed],
+    *,
+    seqlen: int,
+    sequences: int,
+    first_step: int,
+    targets: list[int],
+    allocate: Allocate = allocate_int64,
+) -> list[Batch]:
+    """Batches of consecutive steps from `first_step` on, each of `sequences` rows of `seqlen`, made in one go.
+
+    Their arrays are parts of one `allocate((3, batches, sequences, seqlen))`: input_ids, labels, position_ids. All
+    `rows` but the last fill their batch; that one is padded at its end. `targets` (labels of all ranks) is passed on.
+    Raises StoreError at the first use of a damaged shard, ConfigError where `allocate` gives something else.
     """
-    size = sequences * seqlen
-    filled = int(rows.length.sum())
-    inputs, labels = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-    store.gather(rows.document, rows.start, rows.length, inputs[:filled], labels[:filled])
-    inputs[filled:], labels[filled:] = store.manifest.eod_id, NO_TARGET
-    padding = np.diff(np.unique(np.append(np.arange(-(-filled // seqlen), sequences + 1) * seqlen, filled)))
-    spans = np.concatenate([rows.length, padding])
-    ends = np.cumsum(spans)
-    return Batch(
-        input_ids=inputs.reshape(-1, seqlen),
-        labels=labels.reshape(-1, seqlen),
-        position_ids=(np.arange(size) - np.repeat(ends - spans, spans)).reshape(-1, seqlen),
-        cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
-        max_seqlen=int(spans.max()),
-        step=step,
-        seqlen=seqlen,
-        targets=targets,
-        pieces=rows,
+    shape = (3, len(rows), sequences, seqlen)
+    arrays = allocate(shape)
+    if arrays.shape != shape or arrays.dtype not in (np.int64, np.int32) or not arrays.flags.c_contiguous:
+        raise ConfigError(
+            "`allocate` returned an array that does not do",
+            found=f"{arrays.dtype} {list(arrays.shape)}, C-contiguous: {arrays.flags.c_contiguous}",
+            allowed=f"int64 or int32 {list(shape)}, C-contiguous",
+        )
+    length = np.concatenate([batch.length for batch in rows])
+    inputs, labels, positions = arrays.reshape(3, -1)
+    filled = int(length.sum())
+    store.gather(
+        np.concatenate([batch.document for batch in rows]),
+        np.concatenate([batch.start for batch in rows]),
+        length,
+        inputs[:filled],
+        labels[:filled],
+        positions[:filled],
     )
+    inputs[filled:], labels[filled:] = store.manifest.eod_id, NO_TARGET
+    cu_seqlens, first, longest = _spans(length, seqlen, sequences * seqlen, len(rows), positions)
+    return [
+        Batch(
+            input_ids=arrays[0, index],
+            labels=arrays[1, index],
+            position_ids=arrays[2, index],
+            cu_seqlens=cu_seqlens[begin:end],
+            max_seqlen=most,
+            step=first_step + index,
+            seqlen=seqlen,
+            targets=targets[index],
+            pieces=rows[index],
+        )
+        for index, (begin, end, most) in enumerate(zip(first, first[1:], longest, strict=False))
+    ]
+
+
+def _spans(
+    length: np.ndarray, seqlen: int, batch_tokens: int, batches: int, positions: np.ndarray
+) -> tuple[np.ndarray, list[int], list[int]]:
+    """Where spans begin: (cu_seqlens of all batches, where each one's begins in it, longest span of each batch).
+
+    Padding gets a span a row, and its place in `positions`.
+    """
+    padding_rows = -(-(batches * batch_tokens - int(length.sum())) // seqlen)
+    cu_seqlens = np.empty(len(length) + padding_rows + batches, dtype=np.int32)
+    first, longest = np.zeros((2, batches + 1), dtype=np.int64)
+    _write_spans(length, seqlen, batch_tokens, positions, cu_seqlens, first, longest)
+    return cu_seqlens, first.tolist(), longest[:batches].tolist()
+
+
+@njit(nogil=True, cache=True)
+def _write_spans(
+    length: np.ndarray,
+    seqlen: int,
+    batch_tokens: int,
+    positions: np.ndarray,
+    cu_seqlens: np.ndarray,
+    first: np.ndarray,
+    longest: np.ndarray,
+) -> None:
+    """The loop of `_spans`."""
+    n = piece = 0
+    for batch in range(len(first) - 1):
+        cu_seqlens[n] = at = 0
+        n += 1
+        while at < batch_tokens:
+            if piece < len(length):
+                span = length[piece]
+                piece += 1
+            else:
+                span = seqlen - at % seqlen  # padding, to the end of the row
+                begin = batch * batch_tokens + at
+                positions[begin : begin + span] = np.arange(span)
+            at += span
+            cu_seqlens[n] = at
+            n += 1
+            longest[batch] = max(longest[batch], span)
+        first[batch + 1] = n

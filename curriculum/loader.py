@@ -6,28 +6,30 @@ State is the step, the seed and the schedules so far; loading it plans the past 
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from curriculum.batch import Batch, make_batch
+from curriculum.batch import Allocate, Batch, allocate_int64, make_batches
 from curriculum.planner import PLANNERS, sequences_of
+from curriculum.prefetch import Prefetch
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 
 STATE_VERSION = 1
+CHUNK_TOKENS = 1 << 15
+"""Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
 
 
 class CurriculumLoader:
     """Iterate over the batches of `schedule` from `store`, once.
 
     `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
-    it owns a thread. Raises ConfigError where the schedule asks for more data than there are, or a batch has fewer
-    sequences than ranks.
+    it owns a thread. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
+    are made, for example pinned memory (docs/serving.md). Raises ConfigError where the schedule asks for more data
+    than there are, or a batch has fewer sequences than ranks.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CurriculumLoader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
+        allocate: Allocate = allocate_int64,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
@@ -48,10 +51,12 @@ class CurriculumLoader:
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
+        self.allocate = allocate
         self.step = 0
         """Batches handed out so far."""
         self._history: list[tuple[int, Schedule]] = [(0, self.schedule)]
-        self._thread: threading.Thread | None = None
+        self._chunks: Prefetch[list[Batch]] | None = None
+        self._chunk: Iterator[Batch] = iter(())
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -61,15 +66,19 @@ class CurriculumLoader:
         if self.step >= self.schedule.total_steps:
             self.close()
             raise StopIteration
-        if self._thread is None:
-            self._start()
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self.close()
-            raise item
-        assert item.step == self.step, "the thread is out of step"
+        if self._chunks is None:
+            self._chunks = Prefetch(self._make_chunks(), self.prefetch)
+        batch = next(self._chunk, None)
+        if batch is None:
+            try:
+                self._chunk = iter(next(self._chunks))
+            except BaseException:
+                self.close()
+                raise
+            batch = next(self._chunk)
+        assert batch.step == self.step, "the thread is out of step"
         self.step += 1
-        return item
+        return batch
 
     def __enter__(self) -> CurriculumLoader:
         return self
@@ -121,29 +130,26 @@ class CurriculumLoader:
 
     def close(self) -> None:
         """Stop the thread; iterating again starts a new one at the next batch."""
-        if self._thread is None:
-            return
-        self._stop.set()
-        while self._thread.is_alive():
-            while not self._ready.empty():
-                self._ready.get_nowait()
-            self._thread.join(0.01)
-        self._thread = None
+        if self._chunks is not None:
+            self._chunks.close()
+        self._chunks, self._chunk = None, iter(())
 
-    def _start(self) -> None:
-        self._stop = threading.Event()
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
-        self._thread = threading.Thread(target=self._produce, args=(self._stop, self._ready), daemon=True)
-        self._thread.start()
-
-    def _produce(self, stop: threading.Event, ready: queue.Queue[Batch | BaseException]) -> None:
-        try:
-            for batch in self._batches():
-                ready.put(batch)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # handed to whoever waits for the batch
-            ready.put(error)
+    def _make_chunks(self) -> Iterator[list[Batch]]:
+        """This rank's batches from `self.step` on, in runs of one shape and about CHUNK_TOKENS, at least one each."""
+        schedule, rows, targets, end = self.schedule, list[Packed](), list[int](), 0
+        for step, packed in self.planned(self.step):
+            if not rows:
+                first, last = self.own_rows(step)
+                seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
+                most = max(1, CHUNK_TOKENS // ((last - first) * seqlen))
+                end = min(step + most, schedule.end_of_phase(step), schedule.total_steps)
+            rows.append(packed if self.world_size == 1 else sequences_of(packed, first, last))
+            targets.append(int(packed.length.sum()))
+            if step + 1 == end or targets[-1] < sequences * seqlen:
+                shape = {"seqlen": seqlen, "sequences": last - first}
+                at = step + 1 - len(rows)
+                yield make_batches(self.store, rows, **shape, first_step=at, targets=targets, allocate=self.allocate)
+                rows, targets = [], []
 
     def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:
         """(step, global batch) of every step from `first` on; reads no token.
@@ -161,18 +167,6 @@ class CurriculumLoader:
         """Rows `first` to `last` - 1 of the global batch at `step` are this rank's."""
         sequences = self.schedule.sequences(step)
         return sequences * self.rank // self.world_size, sequences * (self.rank + 1) // self.world_size
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches from `self.step` on."""
-        for step, packed in self.planned(self.step):
-            yield self._batch(step, packed)
-
-    def _batch(self, step: int, rows: Packed) -> Batch:
-        """This rank's share of the global batch `rows`."""
-        seqlen, (first, last) = self.schedule.seqlen(step), self.own_rows(step)
-        own = sequences_of(rows, first, last)
-        targets = int(rows.length.sum())
-        return make_batch(self.store, own, seqlen=seqlen, sequences=last - first, step=step, targets=targets)
 
 
 def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[Batch]:

@@ -41,14 +41,14 @@ def _gather_kernel(token: Any) -> Any:
         bos_id: int,
         inputs: np.ndarray,
         labels: np.ndarray,
+        positions: np.ndarray,
     ) -> int:
-        """Copy pieces one after another; returns how many, less than there are where one is outside its
-        document or the store.
+        """Copy pieces one after another; returns how many, less than there are where one is outside its document.
 
         Per shard, int64 [shards (+ 1)]: `starts` its first document, `offsets` and `tokens` the addresses of its list
         offsets and of its tokens. All shards of `document` must be mapped.
         """
-        position = 0
+        at = 0
         for piece in range(len(document)):
             first, count = start[piece], length[piece]
             if not 0 <= document[piece] < starts[-1]:
@@ -59,13 +59,17 @@ def _gather_kernel(token: Any) -> Any:
             begin = bounds[item]
             if first < 0 or count < 1 or first + count > bounds[item + 1] - begin:
                 return piece
-            source = carray(_pointer(tokens[shard] + begin * size, token(0)), (first + count,))
-            inputs[position] = source[first - 1] if first > 0 else bos_id
+            before = carray(_pointer(tokens[shard] + (begin + first - 1) * size, token(0)), (count + 1,))
+            inputs[at] = before[0] if first > 0 else bos_id
+            # Slices that start at 0, so that the compiler sees no negative index and makes vector instructions.
+            source, label, position = before[1:], labels[at : at + count], positions[at : at + count]
+            following = inputs[at + 1 : at + count]
             for i in range(count):
-                labels[position + i] = source[first + i]
+                label[i] = source[i]
+                position[i] = i
             for i in range(count - 1):
-                inputs[position + 1 + i] = source[first + i]
-            position += count
+                following[i] = source[i]
+            at += count
         return len(document)
 
     return gather

@@ -114,8 +114,8 @@ class Store:
         with self._lock:
             offsets = self._map(shard)
         length = offsets[item + 1 : item + 2] - offsets[item : item + 1]
-        labels = np.empty(int(length[0]), dtype=np.int64)
-        self.gather(np.array([index]), np.zeros(1, dtype=np.int64), length, np.empty_like(labels), labels)
+        inputs, labels = np.empty((2, int(length[0])), dtype=np.int64)
+        self.gather(np.array([index]), np.zeros(1, dtype=np.int64), length, inputs, labels)
         return labels.astype(self._dtype)
 
     def columns(self, shard: int, *, checked: bool = False) -> pa.RecordBatch:
@@ -131,21 +131,30 @@ class Store:
             return pa.ipc.open_stream(self._maps[shard]).read_next_batch()
 
     def gather(
-        self, document: np.ndarray, start: np.ndarray, length: np.ndarray, inputs: np.ndarray, labels: np.ndarray
+        self,
+        document: np.ndarray,
+        start: np.ndarray,
+        length: np.ndarray,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        positions: np.ndarray | None = None,
     ) -> None:
-        """Copy pieces, one after another, into `labels` and, shifted by one, into `inputs` (int64 [sum of lengths]).
+        """Copy pieces, one after another, into `labels`, shifted by one into `inputs`; count them in `positions`.
 
         A piece serves `tokens[start : start + length]` as labels; its inputs are the token before each, and the
-        beginning-of-document token before a document's first. `document`, `start`, `length` are int64 [pieces].
-        Raises StoreError at the first use of a damaged shard.
+        beginning-of-document token before a document's first; its positions are 0..length-1. `document`, `start`,
+        `length` are int64 [pieces], the others int32 or int64 [sum of lengths]. Raises StoreError at the first use of
+        a damaged shard.
         """
         from pipeline.gather import gather_uint16, gather_uint32  # numba: 0.3 s that looking at a store need not pay
 
-        assert len(inputs) == len(labels) == int(length.sum()), "buffers and pieces differ in size"
+        positions = np.empty_like(labels) if positions is None else positions
+        sizes = {len(inputs), len(labels), len(positions), int(length.sum())}
+        assert len(sizes) == 1, f"buffers and pieces differ in size: {sizes}"
         self._use_shards_of(document)
         kernel = gather_uint16 if self._dtype.itemsize == 2 else gather_uint32
         addresses = (self._starts, self._offsets_at, self._tokens_at)
-        copied = kernel(*addresses, document, start, length, self.manifest.bos_id, inputs, labels)
+        copied = kernel(*addresses, document, start, length, self.manifest.bos_id, inputs, labels, positions)
         assert copied == len(document), f"piece {copied} is outside its document"
 
     def _local(self, shard: ShardInfo) -> Path:

@@ -29,12 +29,21 @@ def test_inputs_are_labels_shifted_by_one_within_the_document(tmp_path_factory, 
     pieces = [(d, s % len(documents[d]), n) for d, s, n in pieces]
     pieces = [(d, s, min(n, len(documents[d]) - s)) for d, s, n in pieces]
     document, start, length = np.array(pieces, dtype=np.int64).reshape(-1, 3).T.copy()
-    inputs = np.empty(int(length.sum()), dtype=np.int64)
-    labels = np.empty_like(inputs)
-    Store.open(path).gather(document, start, length, inputs, labels)
+    inputs, labels, positions = np.empty((3, int(length.sum())), dtype=np.int64)
+    Store.open(path).gather(document, start, length, inputs, labels, positions)
     assert labels.tolist() == [int(documents[d][s + k]) for d, s, n in pieces for k in range(n)]
     before = [int(documents[d][s + k - 1]) if s + k else 49 for d, s, n in pieces for k in range(n)]
     assert inputs.tolist() == before
+    assert positions.tolist() == [k for _, _, n in pieces for k in range(n)]
+
+
+@pytest.mark.parametrize("piece", [(7, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 5, 1), (0, 3, 3), (0, 0, 0)])
+def test_a_piece_outside_its_document_is_a_bug_that_is_found(tmp_path, piece):
+    write_store(tmp_path, documents_of([5, 1, 9]), shards=2)
+    store, out = Store.open(tmp_path), np.empty((3, piece[2]), dtype=np.int64)
+    store.document(2), store.document(0)  # every shard is mapped: only the kernel looks
+    with pytest.raises(AssertionError, match="outside its document"):
+        store.gather(*np.array([piece], dtype=np.int64).T.copy(), *out)
 
 
 def test_a_flipped_bit_is_found_before_tokens_are_served(tmp_path):

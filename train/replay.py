@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from curriculum.loader import CurriculumLoader
 from curriculum.schedule import Schedule
@@ -36,7 +37,7 @@ def loader_of(
 
     Raises ConfigError, RunError where neither is there, a rank is outside the world, or a run is given overrides.
     """
-    ranks = {"rank": rank, "world_size": world_size}
+    ranks: Any = {"rank": rank, "world_size": world_size}
     if not config_or_run.is_dir():
         config = load_config(config_or_run, overrides)
         return CurriculumLoader(Store.open(config.store), config.schedule(), seed=config.run.seed, **ranks)
