@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from curriculum.pacing import PACINGS, Pacing
 from curriculum.phases import Phase, batch_warmup, lay_out
+from curriculum.settings import as_toml, batch_size, end_of_run, paced
 from pipeline.errors import ConfigError
 
 RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
@@ -153,13 +153,27 @@ class Schedule:
         name, control = settings.pop("pacing", "constant"), settings.pop("control", None)
         if control not in (None, *CONTROLS):
             raise ConfigError("unknown control arm", found=control, allowed=", ".join(CONTROLS))
-        pacing = _paced(name, settings)
-        phases = lay_out(pacing, _batch_size(pacing, **{key: batch.get(key) for key in BATCH_KEYS}))
+        pacing = paced(name, settings)
+        phases = lay_out(pacing, batch_size(pacing, **{key: batch.get(key) for key in BATCH_KEYS}))
         return cls(
             batch_warmup(phases) if control == "batch_warmup" else phases,
             settings={"curriculum": dict(curriculum), "batch": {key: batch.get(key) for key in BATCH_KEYS}},
-            **_end(total_tokens, epochs, max_epochs),
+            **end_of_run(total_tokens, epochs, max_epochs),
         )
+
+    @classmethod
+    def from_deepspeed(cls, config: dict[str, Any] | str | Path, **run: Any) -> Schedule:
+        """The seqlen curriculum of a DeepSpeed config, value for value. `run`: see `from_settings`.
+
+        `global_batch_sequences` is the config's `train_batch_size` where it is not given. Raises ConfigError for what
+        DeepSpeed itself does wrong, see `curriculum.deepspeed`.
+        """
+        from curriculum.deepspeed import translate
+
+        curriculum, batch = translate(config)
+        if not any(key in run for key in BATCH_KEYS):
+            run |= batch
+        return cls._made(curriculum.pop("pacing"), curriculum, run)
 
     @classmethod
     def _made(cls, name: str, parameters: dict[str, Any], run: dict[str, Any]) -> Schedule:
@@ -266,6 +280,12 @@ class Schedule:
             return cls.from_settings(**data["settings"], **run)
         return cls(tuple(Phase(*phase) for phase in data["phases"]), planner=data["planner"], **run)
 
+    def to_toml(self) -> str:
+        """[curriculum] and [batch] of a run that has this schedule; raises ConfigError where it was changed."""
+        if self.settings is None:
+            raise ConfigError("a schedule that was changed in its course has no single TOML")
+        return as_toml(self.settings)
+
     @cached_property
     def _starts(self) -> list[int]:
         """Tokens served before each phase."""
@@ -281,52 +301,3 @@ class Schedule:
         for phase, following in pairwise(reversed(self.phases)):
             ends.append(ends[-1] if phase.shape == following.shape else phase.first_step)
         return ends[::-1]
-
-
-def _paced(name: str, settings: dict[str, Any]) -> Pacing:
-    if name not in PACINGS:
-        raise ConfigError("unknown pacing", found=name, allowed=", ".join(PACINGS))
-    parameters = inspect.signature(PACINGS[name]).parameters
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
-    surplus = [key for key in settings if key not in parameters]
-    if missing or surplus:
-        raise ConfigError(
-            f"[curriculum] does not fit pacing {name!r}",
-            found=", ".join([f"{key} missing" for key in missing] + [f"{key} not used" for key in surplus]),
-            allowed=", ".join(parameters),
-        )
-    return PACINGS[name](**settings)
-
-
-def _batch_size(pacing: Pacing, **size: int | None) -> Callable[[int], int]:
-    """seqlen -> sequences of a batch."""
-    _exactly_one(**size)
-    sequences, tokens = size["global_batch_sequences"], size["global_batch_tokens"]
-    if tokens is None:
-        assert sequences is not None
-        return lambda seqlen: sequences
-    longest = max(seqlen for _, seqlen in pacing.points)
-    if tokens < longest:
-        raise ConfigError(
-            "global_batch_tokens is less than one sequence",
-            found=tokens,
-            allowed=f"{longest} (the longest sequence) or more",
-        )
-    return lambda seqlen: tokens // seqlen
-
-
-def _end(total_tokens: int | None, epochs: int | None, max_epochs: int) -> dict[str, Any]:
-    _exactly_one(total_tokens=total_tokens, epochs=epochs)
-    if max_epochs < 1:
-        raise ConfigError("max_epochs must be positive", found=max_epochs, allowed="1 or more")
-    return {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
-
-
-def _exactly_one(**values: int | None) -> None:
-    names = " and ".join(values)
-    given = {name: value for name, value in values.items() if value is not None}
-    if len(given) != 1:
-        raise ConfigError(f"give exactly one of {names}", found=", ".join(given) or "none of them")
-    for name, value in given.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be positive", found=value, allowed="1 or more")

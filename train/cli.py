@@ -31,21 +31,36 @@ def main() -> None:
 
 
 @main.command()
-@CONFIG
+@click.argument("config", required=False, type=click.Path(path_type=Path))
 @OVERRIDES
+@click.option("--deepspeed", type=click.Path(path_type=Path), help="A DeepSpeed config: its curriculum, as TOML.")
 @JSON
-def plan(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def plan(config: Path | None, overrides: tuple[str, ...], deepspeed: Path | None, as_json: bool) -> None:
     """The whole run as a table, before it starts: lengths, steps, tokens, and what the dealer will serve.
+
+    With --deepspeed the curriculum of that JSON file, printed as TOML; and planned, if CONFIG.toml says on what.
 
     \b
     slw-train plan run.toml curriculum.duration_steps=20_000
+    slw-train plan --deepspeed ds_config.json
     """
+    from curriculum.deepspeed import translate
     from curriculum.plan import plan as make_plan
     from curriculum.plan import rehearse, render
+    from curriculum.settings import as_toml
     from pipeline.reader import Store
     from train.config import load_config
 
-    settings = load_config(config, overrides)
+    curriculum, batch = translate(deepspeed) if deepspeed else (None, {})
+    if curriculum is not None and not as_json:
+        click.echo(as_toml({"curriculum": curriculum, "batch": batch}))
+    if config is None:
+        if curriculum is None:
+            raise click.UsageError("give CONFIG.toml, or --deepspeed ds_config.json")
+        if as_json:
+            echo_json({"curriculum": curriculum, "batch": batch})
+        return
+    settings = load_config(config, overrides, curriculum=curriculum)
     store, schedule = Store.open(settings.store), settings.schedule()
     table = dataclasses.replace(make_plan(schedule, store), ledger=rehearse(schedule, store, settings.run.seed))
     if as_json:

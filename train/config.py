@@ -150,8 +150,8 @@ class Config(Section):
         )
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`.
+def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str, Any] | None = None) -> Config:
+    """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`; `curriculum` takes [curriculum]'s place.
 
     Raises ConfigError: no such file, no TOML, an unknown key, or a value that is not allowed.
     """
@@ -162,6 +162,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("not TOML", where=path, found=error) from error
     where = str(path)
+    if curriculum is not None:
+        data["curriculum"] = curriculum
     for override in overrides:
         _override(data, override)
         where = f"{path} and the command line"
