@@ -1,35 +1,26 @@
 """Units -> shards -> manifest. A killed build goes on at the unit; the manifest, written last, is the commit.
 
-    STORE/.slw-build/plan.json     what is being built: parameters and units; another build cannot go on with it
-    STORE/.slw-build/00007.json    the shards that unit 7 became: written after them, so the unit is done
-    STORE/.slw-build/lock          held while a build runs
-
-Shards are numbered by their unit and depend on it alone: the bytes are the same for any number of workers.
+Shards are numbered by their unit and depend on it alone: the bytes are the same whoever builds it, and in any order.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus import Reading, Unit, documents, find_files, split_units
+from pipeline.draft import BUILD_FOLDER, Draft, Plan, same_parameters
 from pipeline.encoding import Vocabulary, choose_encoder, load_vocabulary
-from pipeline.errors import ConfigError, CorpusError, StoreError
-from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
-from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult, build_units, load_result, write_json
-from pipeline.writer import write_atomically
+from pipeline.engine import Crew, run_units
+from pipeline.errors import ConfigError, StoreError
+from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
+from pipeline.place import remove_tree
+from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult
 
-BUILD_FOLDER = ".slw-build"
 SAMPLE_DOCUMENTS = 200
 
 Report = Callable[[UnitResult, int], None]
@@ -49,7 +40,10 @@ class BuildOptions:
     bos: str | None = None
     validation_fraction: float = 0.0
     unit_bytes: int = 64 << 20
+    engine: str | None = None
+    """A key of `pipeline.engine.ENGINES`; None: this process for one worker, else local processes."""
     workers: int = 1
+    ray_address: str | None = None
     skip_bad: bool = False
     encoder: str = "auto"
 
@@ -70,41 +64,85 @@ class BuildResult:
     bad_examples: list[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What `build_task` did."""
+
+    units: int
+    """Units of this task."""
+    built: int
+    """Those that this call built; the others were done before."""
+    text_bytes: int
+    tokens: int
+    seconds: float
+    bad: int
+    bad_examples: list[str]
+
+
 def build(options: BuildOptions, report: Report = lambda result, units: None) -> BuildResult:
     """Build or go on building the store `options.out`.
 
     Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
     """
     started = time.monotonic()
-    _check(options)
-    vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
-    files = find_files(options.inputs, options.suffixes)
-    parameters = _parameters(options, vocabulary, files)
+    job = _Job(options)
     if (options.out / MANIFEST_NAME).exists():
-        manifest = Manifest.load(options.out)
-        _same_parameters(manifest.parameters, parameters, options.out)
-        return _result(manifest, [], started, already_built=True)
-    folder = options.out / BUILD_FOLDER
-    if not folder.exists() and options.out.exists() and any(options.out.iterdir()):
-        raise StoreError(
-            "the output exists and is no store", where=options.out, remedy="choose another --out, or empty the folder"
-        )
-    units = split_units(files, options.unit_bytes, options.reading)
-    with _lock(folder):
-        _begin(folder, parameters)
-        name, reason = choose_encoder(vocabulary, _sample(units, options), options.encoder)
-        unit_options = _unit_options(options, vocabulary, name)
-        done = {int(path.stem): load_result(path) for path in folder.glob("[0-9]*.json")}
+        return _result(job.finished(), [], started, already_built=True)
+    with job.draft.lock():
+        done = job.begin()
         fresh = []
-        for result in _run(
-            [(i, unit) for i, unit in enumerate(units) if i not in done], unit_options, options.workers
-        ):
+        for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
             fresh.append(result)
             done[result.unit] = result
-            report(result, len(units))
-        manifest = _finish(options, vocabulary, parameters, [done[i] for i in range(len(units))])
-        shutil.rmtree(folder)
-    return _result(manifest, fresh, started, encoder=name, reason=reason)
+            report(result, len(job.units))
+        manifest = job.draft.commit(job.plan, done)
+    return _result(manifest, fresh, started, encoder=job.encoder, reason=job.encoder_reason)
+
+
+def build_task(
+    options: BuildOptions, task: int, tasks: int, report: Report = lambda result, units: None
+) -> TaskResult:
+    """Build the units u of the store with u % tasks == task % tasks; `finalize` commits once all are done.
+
+    So `task` may count from 0 or from 1, and tasks may run anywhere, in any order, at the same time and twice.
+    Raises as `build` does.
+    """
+    started = time.monotonic()
+    if not 0 <= task <= tasks or tasks < 1:
+        raise ConfigError(
+            "no such task", found=f"{task}/{tasks}", allowed="i/n with i from 0 to n - 1 or from 1 to n"
+        )
+    job = _Job(options)
+    units, fresh = 0, []
+    if (options.out / MANIFEST_NAME).exists():
+        job.finished()
+    else:
+        with job.draft.lock(shared=True):
+            done = job.begin()
+            mine = [(i, unit) for i, unit in enumerate(job.units) if i % tasks == task % tasks]
+            units = len(mine)
+            for result in job.run([(i, unit) for i, unit in mine if i not in done]):
+                fresh.append(result)
+                report(result, units)
+    return TaskResult(units=units, built=len(fresh), **_work(fresh, started))
+
+
+def finalize(out: Path) -> Manifest:
+    """Commit the store whose units the tasks of an array job built; once that is done, it does nothing.
+
+    Raises StoreError where units are missing, and says which; CorpusError where there is no document to train on.
+    """
+    if (out / MANIFEST_NAME).exists():
+        return Manifest.load(out)
+    draft = Draft(out)
+    if (plan := draft.plan()) is None:
+        raise StoreError(
+            "no build here to finalize",
+            where=out,
+            remedy="first its tasks: slw-prep build ... --task i/n --out STORE",
+        )
+    with draft.lock():
+        return draft.commit(plan, draft.done())
 
 
 def remove(store: Path) -> None:
@@ -113,7 +151,48 @@ def remove(store: Path) -> None:
         return
     if not (store / MANIFEST_NAME).exists() and not (store / BUILD_FOLDER).exists() and any(store.iterdir()):
         raise StoreError("not a store: --force leaves it alone", where=store, remedy="choose another --out")
-    shutil.rmtree(store)
+    remove_tree(store)
+
+
+class _Job:
+    """A build that was asked for: what goes in, and the draft it goes into."""
+
+    def __init__(self, options: BuildOptions) -> None:
+        _check(options)
+        self.options = options
+        self.draft = Draft(options.out)
+        self.vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
+        self.files = find_files(options.inputs, options.suffixes)
+        self.parameters = _parameters(options, self.vocabulary, self.files)
+        self.encoder = self.encoder_reason = ""
+        out = options.out
+        known = (out / BUILD_FOLDER).exists() or (out / MANIFEST_NAME).exists()
+        if not known and out.exists() and any(out.iterdir()):
+            raise StoreError(
+                "the output exists and is no store", where=out, remedy="choose another --out, or empty the folder"
+            )
+
+    def finished(self) -> Manifest:
+        """The manifest of the finished store, if it is this job's."""
+        manifest = Manifest.load(self.options.out)
+        same_parameters(manifest.parameters, self.parameters, self.options.out)
+        return manifest
+
+    def begin(self) -> dict[int, UnitResult]:
+        """Split the input, make the plan or join it, choose the encoder; returns the units that are done."""
+        self.units = split_units(self.files, self.options.unit_bytes, self.options.reading)
+        self.plan = Plan(manifest=_manifest(self.vocabulary, self.parameters), units=len(self.units))
+        self.draft.begin(self.plan, self.vocabulary.data)
+        sample = _sample(self.units, self.options)
+        self.encoder, self.encoder_reason = choose_encoder(self.vocabulary, sample, self.options.encoder)
+        return self.draft.done()
+
+    def run(self, tasks: list[tuple[int, Unit]]) -> Iterator[UnitResult]:
+        """Build units."""
+        options = self.options
+        engine = options.engine or ("processes" if options.workers > 1 and len(tasks) > 1 else "inline")
+        crew = Crew(workers=options.workers, ray_address=options.ray_address)
+        return run_units(engine, tasks, _unit_options(options, self.vocabulary, self.encoder), crew)
 
 
 def _check(options: BuildOptions) -> None:
@@ -155,58 +234,6 @@ def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Path]
     }
 
 
-def _same_parameters(there: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
-    names = [name for name in asked if there.get(name) != asked[name]]
-    if names:
-        raise StoreError(
-            "the output exists and was built from something else",
-            where=where,
-            found="; ".join(_difference(name, there.get(name), asked[name]) for name in names),
-            remedy="choose another --out, or build it anew: --force",
-        )
-
-
-def _difference(name: str, there: Any, asked: Any) -> str:
-    if name == "files" and isinstance(there, list):
-        extra = [f"{path} ({size} bytes)" for path, size in asked if [path, size] not in there]
-        gone = [f"{path} ({size} bytes)" for path, size in there if [path, size] not in asked]
-        sides = ((gone, "there"), (extra, "asked"))
-        return f"{name}: " + ", ".join(
-            f"{len(side)} only {where}, such as {side[0]}" for side, where in sides if side
-        )
-    return f"{name}: {there} there, {asked} asked"
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("w")
-    except OSError as error:
-        raise StoreError(
-            "cannot write here", where=folder.parent, found=error, remedy="choose another --out"
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError("another build of this store is running", where=folder.parent, remedy="wait") from None
-        yield
-
-
-def _begin(folder: Path, parameters: dict[str, Any]) -> None:
-    """Go on with the plan that is there, or make it. One of which no unit is done is replaced: nothing is lost."""
-    plan = folder / "plan.json"
-    if plan.exists() and any(folder.glob("[0-9]*.json")):
-        _same_parameters(json.loads(plan.read_bytes()), parameters, folder.parent)
-    else:
-        write_atomically(plan, lambda path: write_json(path, parameters))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
 def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
     """Documents from the first, middle and last unit."""
     chosen = [units[i] for i in sorted({0, len(units) // 2, len(units) - 1})]
@@ -216,60 +243,18 @@ def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
     return [text[:100_000] for part in texts for text in part]
 
 
-def _run(tasks: list[tuple[int, Unit]], options: UnitOptions, workers: int) -> Iterator[UnitResult]:
-    if workers == 1 or len(tasks) <= 1:
-        yield from build_units(tasks, options)
-        return
-    with ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn")) as pool:
-        futures = [pool.submit(_one, task, options) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _one(task: tuple[int, Unit], options: UnitOptions) -> UnitResult:
-    return next(build_units([task], options))
-
-
-def _finish(
-    options: BuildOptions, vocabulary: Vocabulary, parameters: dict[str, Any], results: list[UnitResult]
-) -> Manifest:
-    shards = [shard for result in results for shard in result.shards]
-    if not any(shard.split == "train" for shard in shards):
-        _discard(options.out, shards)
-        raise CorpusError(
-            "no document to train on: the corpus is empty",
-            where=", ".join(options.inputs[:3]),
-            found=f"{sum(r.bad for r in results)} bad and {sum(r.empty for r in results)} empty records",
-            remedy="check the input, --text-field and --validation-fraction",
-        )
-    manifest = Manifest(
+def _manifest(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:
+    """The manifest of a store to come."""
+    return Manifest(
         format_version=FORMAT_VERSION,
         tokenizer_digest=vocabulary.digest,
         vocab_size=vocabulary.size,
         token_dtype=str(vocabulary.dtype),
         eod_id=vocabulary.eod_id,
         bos_id=vocabulary.bos_id,
-        shards=shards,
+        shards=[],
         parameters=parameters,
-        skipped=sum(result.bad + result.empty for result in results),
     )
-    write_atomically(options.out / TOKENIZER_NAME, lambda path: _write_bytes(path, vocabulary.data))
-    write_atomically(options.out / MANIFEST_NAME, lambda path: write_json(path, manifest.to_json()))
-    return manifest
-
-
-def _discard(store: Path, shards: list[ShardInfo]) -> None:
-    """Take back a build that made nothing to train on, and nothing else that may be there."""
-    for shard in shards:
-        (store / shard.file).unlink()
-    shutil.rmtree(store / BUILD_FOLDER)
-    for folder in (*(store / name for name in SPLIT_FOLDERS.values()), store):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _result(
@@ -286,9 +271,15 @@ def _result(
         already_built=already_built,
         encoder=encoder,
         encoder_reason=reason,
-        text_bytes=sum(result.text_bytes for result in results),
-        tokens=sum(shard.tokens for result in results for shard in result.shards),
-        seconds=time.monotonic() - started,
-        bad=sum(result.bad for result in results),
-        bad_examples=[example for result in results for example in result.bad_examples][:BAD_KEPT],
+        **_work(results, started),
     )
+
+
+def _work(results: list[UnitResult], started: float) -> dict[str, Any]:
+    return {
+        "text_bytes": sum(result.text_bytes for result in results),
+        "tokens": sum(shard.tokens for result in results for shard in result.shards),
+        "seconds": time.monotonic() - started,
+        "bad": sum(result.bad for result in results),
+        "bad_examples": [example for result in results for example in result.bad_examples][:BAD_KEPT],
+    }

@@ -13,13 +13,27 @@ from pipeline.cli_exchange import export, import_command, pack
 from pipeline.command import FORCE, JSON, STORE, Bytes, Group, echo_json
 
 if TYPE_CHECKING:
-    from pipeline.build import BuildResult
+    from pipeline.build import BuildResult, TaskResult
     from pipeline.unit import UnitResult
 
 INPUTS = click.argument("inputs", nargs=-1, required=True)
 TEXT_FIELD = click.option("--text-field", default="text", show_default=True, help="Field or column with the text.")
 SEPARATOR = click.option("--separator", help="Split text files here; without it a file is a document.")
 SUFFIX = click.option("--suffix", "suffixes", multiple=True, help="Take such text files from folders too: .py")
+
+
+class Task(click.ParamType):  # type: ignore[type-arg]
+    """One task of an array job, such as 3/64."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Parse i/n."""
+        try:
+            task, tasks = (int(number) for number in value.split("/"))
+        except ValueError:
+            self.fail(f"{value!r} is not a task such as 3/64", param, ctx)
+        return task, tasks
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +67,9 @@ main.add_command(pack)
 )
 @click.option("--unit-bytes", type=Bytes(), default="64M", show_default=True, help="Input of one unit: one shard.")
 @click.option("--workers", default=1, show_default=True, help="Processes; the encoder has threads of its own.")
+@click.option("--engine", type=click.Choice(["inline", "processes", "ray"]), help="Who builds the units.")
+@click.option("--ray-address", help='A running Ray cluster, such as "auto"; without it Ray runs on this machine.')
+@click.option("--task", type=Task(), help="Only units i, i + n, ... of an array job; `finalize` commits.")
 @click.option("--skip-bad", is_flag=True, help="Leave out bad records, count and report them.")
 @click.option("--encoder", type=click.Choice(["auto", "fastokens", "tokenizers"]), default="auto", show_default=True)
 @FORCE
@@ -64,6 +81,7 @@ def build(
     text_field: str,
     separator: str | None,
     suffixes: tuple[str, ...],
+    task: tuple[int, int] | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -80,6 +98,8 @@ def build(
     from pipeline.corpus import Reading
     from pipeline.progress import ProgressLine
 
+    if force and task:
+        raise click.UsageError("--force would delete what other tasks built: remove the store first, then start them")
     if force:
         builder.remove(out)
     reading = Reading(text_field=text_field, separator=separator)
@@ -87,8 +107,34 @@ def build(
         inputs=inputs, tokenizer=tokenizer, out=out, reading=reading, suffixes=suffixes, **options
     )
     with ProgressLine("building", 1) as progress:
-        result = builder.build(settings, _reporter(progress))
-    _say_built(result, out, as_json)
+        if task:
+            done = builder.build_task(settings, *task, report=_reporter(progress))
+        else:
+            result = builder.build(settings, _reporter(progress))
+    if task:
+        _say_task(done, out, task, as_json)
+    else:
+        _say_built(result, out, as_json)
+
+
+@main.command()
+@STORE
+@JSON
+def finalize(store: Path, as_json: bool) -> None:
+    """Commit STORE once every task of an array job is done; else say which units are missing.
+
+    \b
+    slw-prep build books/ --tokenizer tokenizer.json --out shards/books --task $SLURM_ARRAY_TASK_ID/64   # 64 times
+    slw-prep finalize shards/books
+    """
+    from pipeline.build import finalize as commit
+
+    manifest = commit(store)
+    facts = {"store": str(store), "documents": manifest.documents(), "tokens": manifest.tokens()}
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo(f"{store}: complete, {facts['documents']:,} documents, {facts['tokens']:,} tokens to train on")
 
 
 @main.command()
@@ -229,6 +275,18 @@ def _reporter(progress: Any) -> Any:
         progress.update(seen[0], rate)
 
     return report
+
+
+def _say_task(result: TaskResult, out: Path, task: tuple[int, int], as_json: bool) -> None:
+    for example in result.bad_examples:
+        click.echo(f"left out: {example}", err=True)
+    if as_json:
+        echo_json({"store": str(out), "task": task[0], "tasks": task[1], **dataclasses.asdict(result)})
+    else:
+        click.echo(
+            f"{out}: task {task[0]}/{task[1]} is done, {result.built} of its {result.units} units built now, "
+            f"{result.seconds:.1f} s\nnext, after all tasks: slw-prep finalize {out}"
+        )
 
 
 def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """The contract between whoever writes shards and whoever reads them: file names, schema, manifest.
 
-    STORE/manifest.json            written last: its presence is the commit
+    STORE/manifest.json            written last: its presence is the commit; holds its own digest
     STORE/tokenizer.json           the tokenizer, byte for byte
     STORE/shards/00000.arrow       training documents, one Arrow IPC stream of one record batch per file
     STORE/validation/00000.arrow   held-out documents, same schema; only where a fraction was split off
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import xxhash
 
@@ -57,6 +58,11 @@ def length_histogram(lengths: np.ndarray) -> list[int]:
 def digest_bytes(data: bytes | memoryview) -> str:
     """The digest used for shards, tokenizer and manifest: XXH3-128 in hex (detects damage; not cryptographic)."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_json(value: Any) -> str:
+    """`digest_bytes` of a JSON value, however it is indented and its keys are ordered."""
+    return digest_bytes(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +117,7 @@ class Manifest:
         return sum(shard.tokens for shard in self.of_split(split))
 
     def to_json(self) -> dict[str, Any]:
-        """As written to manifest.json, with totals for whoever reads it by eye."""
+        """As written to manifest.json: with totals for whoever reads it by eye, and a digest of all of it."""
         totals = {
             split: {
                 "shards": len(self.of_split(split)),
@@ -120,7 +126,8 @@ class Manifest:
             }
             for split in SPLIT_FOLDERS
         }
-        return {**dataclasses.asdict(self), "totals": totals}
+        data = {**dataclasses.asdict(self), "totals": totals}
+        return {**data, "digest": digest_json(data)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
@@ -153,6 +160,13 @@ class Manifest:
                 found=version,
                 allowed=FORMAT_VERSION,
                 remedy="build it again",
+            )
+        if digest_json({name: value for name, value in data.items() if name != "digest"}) != data.get("digest"):
+            raise StoreError(
+                "manifest.json was changed after it was written: its digest is not that of its contents",
+                where=path,
+                found=data.get("digest"),
+                remedy="take back the change, or build the store again: --force",
             )
         try:
             return cls.from_json(data)

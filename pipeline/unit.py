@@ -56,9 +56,9 @@ def in_validation(text: str, fraction: float) -> bool:
     return fraction > 0 and xxhash.xxh3_64_intdigest(text.encode()) < int(fraction * 2**64)
 
 
-def load_result(path: Path) -> UnitResult:
-    """Read the result of a unit that is done."""
-    data = json.loads(path.read_bytes())
+def parse_result(sidecar: bytes) -> UnitResult:
+    """The result of a unit that is done. Raises ValueError, KeyError or TypeError where it is none."""
+    data = json.loads(sidecar)
     return UnitResult(**{**data, "shards": [ShardInfo(**shard) for shard in data["shards"]]})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises StoreError where the disk is full or cannot be written; then nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # machines may share a process id
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -89,6 +90,11 @@ class _Digesting:
 
     def close(self) -> None:
         pass
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`data` as a file, for `write_atomically`."""
+    path.write_bytes(data)
 
 
 def sync(path: Path) -> None:

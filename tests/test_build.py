@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.build import BUILD_FOLDER, BuildOptions, build, remove
+from pipeline.build import BuildOptions, build, remove
 from pipeline.corpus import Reading, documents, find_files, split_units
+from pipeline.draft import BUILD_FOLDER
 from pipeline.encoding import choose_encoder, load_vocabulary
 from pipeline.errors import CorpusError, StoreError, TokenizerError
 from pipeline.format import Manifest
@@ -146,20 +147,20 @@ def test_killed_at_any_unit_and_run_again_gives_the_same_bytes(tokenizer, tmp_pa
     code = f"""
 import os, signal
 from pathlib import Path
-from pipeline import build as b, unit as u
-write, left = b.write_atomically, [int(os.environ["WRITES"])]
+from pipeline import build as b, draft as d, unit as u
+write, left = d.write_atomically, [int(os.environ["WRITES"])]
 def counted(path, action):
     left[0] -= 1
     if left[0] < 0:
         path.with_name("." + path.name + ".1.partial").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, action)
-b.write_atomically = u.write_atomically = counted
+d.write_atomically = u.write_atomically = counted
 b.build(b.BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
     out=Path({str(tmp_path / "killed")!r}), unit_bytes=6000))
 """
     killed = 0
-    for writes in (1, 2, 3, 2, 10**6):
+    for writes in (1, 3, 4, 3, 10**6):
         environment = {**os.environ, "WRITES": str(writes)}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
         killed += done.returncode == -signal.SIGKILL

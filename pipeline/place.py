@@ -1,0 +1,74 @@
+"""Where a store is: a local folder, or any fsspec URL such as s3://bucket/books (extra `[s3]`).
+
+Both have the methods of `pathlib.Path`; what they do not share is here. A store on a local disk is written by rename
+and locked by flock; an object appears whole or not at all, and cannot be locked.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.errors import ConfigError
+
+
+def place(path: str | Path) -> Path:
+    """A folder or file by its path or URL; a URL gives a `upath.UPath`, which is used as a Path.
+
+    Raises ConfigError where the library for this kind of URL is not installed.
+    """
+    if isinstance(path, Path) or not isinstance(path, str) or "://" not in path:
+        return Path(path) if isinstance(path, str) else path
+    from upath import UPath
+
+    try:
+        found = UPath(path, use_listings_cache=False)  # others write there too: a remembered listing would be stale
+        found.fs  # noqa: B018  (imports what the protocol needs)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            "this kind of URL cannot be opened",
+            where=path,
+            found=error,
+            remedy='install what it needs: pip install "slw[s3]" for s3://',
+        ) from error
+    return cast(Path, found)
+
+
+def is_local(path: Path) -> bool:
+    """Whether `path` is on this machine's file system."""
+    return isinstance(path, Path)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file below `folder`, by its relative path with forward slashes; {} where there is none."""
+    if is_local(folder):
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+    remote: Any = folder
+    root = remote.path.rstrip("/") + "/"
+    return {
+        name.removeprefix(root): facts["size"]
+        for name, facts in remote.fs.find(remote.path, detail=True).items()
+        if facts["type"] == "file"
+    }
+
+
+def read_all(folder: Path, pattern: str) -> dict[str, bytes]:
+    """Contents by file name of the files of `folder` that match; many small objects are fetched at once."""
+    if is_local(folder):
+        return {path.name: path.read_bytes() for path in folder.glob(pattern)}
+    remote: Any = folder
+    names = remote.fs.glob(f"{remote.path.rstrip('/')}/{pattern}")
+    contents = remote.fs.cat(names) if names else {}
+    return {name.rsplit("/", 1)[-1]: data for name, data in contents.items()}
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and what is in it; none is fine."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+        return
+    remote: Any = folder
+    if remote.fs.exists(remote.path):
+        remote.fs.rm(remote.path, recursive=True)
