@@ -26,8 +26,14 @@ def documents_of(lengths, vocab_size=50, seed=0):
     return [np.append(random.integers(1, vocab_size, n - 1), EOD).astype(token_dtype(vocab_size)) for n in lengths]
 
 
-def write_store(path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="train", tokenizer=b"{}", source=""):
-    """Write `documents` as a store of `shards` shards; call again with another split or source to add it."""
+def write_store(
+    path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="train", tokenizer=b"{}", source="", extra=None
+):
+    """Write `documents` as a store of `shards` shards; call again with another split or source to add it.
+
+    `extra`: more columns, name -> one string a document.
+    """
+    extra = extra or {}
     path = Path(path)
     folder = {"train": "shards", "validation": "validation"}[split]
     (path / folder).mkdir(parents=True, exist_ok=True)
@@ -45,7 +51,11 @@ def write_store(path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="
         values = pa.array(np.concatenate([np.empty(0, dtype), *chosen]))
         schema = shard_schema(dtype)
         tokens = pa.LargeListArray.from_arrays(offsets, values).cast(schema.field("tokens").type)
-        batch = pa.RecordBatch.from_arrays([tokens, pa.array(range(len(chosen)), type=pa.int64())], schema=schema)
+        columns = [tokens, pa.array(range(len(chosen)), type=pa.int64())]
+        for name, values in extra.items():
+            schema = schema.append(pa.field(name, pa.string(), nullable=False))
+            columns.append(pa.array([values[i] for i in part], pa.string()))
+        batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             writer.write_batch(batch)
         lengths = np.array([len(d) for d in chosen])
