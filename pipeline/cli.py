@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli_exchange import export, import_command, pack
-from pipeline.command import FORCE, JSON, STORE, Bytes, Group, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, echo_json
+from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult, TaskResult
@@ -185,20 +186,34 @@ def tokenizer(
 
 @main.command()
 @STORE
+@click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw the lengths of a split.")
+@SPLIT
 @JSON
-def info(store: Path, as_json: bool) -> None:
-    """What STORE holds: documents, tokens, and how long the documents are.
+def info(store: Path, plot: Path | None, split: str, as_json: bool) -> None:
+    """What STORE holds: documents, tokens, and how long the documents are, by documents and by tokens.
 
     \b
     slw-prep info shards/books
+    slw-prep info shards/books --plot lengths.png
     """
-    from pipeline.report import render, summary
+    from pipeline.report import lengths_of_sources, render, summary
 
     facts = summary(store)
+    if plot:
+        from pipeline.plot import draw_lengths
+        from pipeline.reader import Store
+
+        opened = Store.open(store, split, verify=False)
+        if not opened.documents:
+            raise StoreError("nothing to draw: the split has no document", where=f"{store} ({split})")
+        title = f"{store} ({split}): {opened.documents:,} documents, {opened.tokens:,} tokens"
+        draw_lengths(lengths_of_sources(opened), plot, title)
     if as_json:
-        echo_json(facts)
-    else:
-        click.echo(render(facts))
+        echo_json({**facts, "plot": str(plot) if plot else None})
+        return
+    click.echo(render(facts))
+    if plot:
+        click.echo(f"\n{plot}: the lengths of {split}, drawn")
 
 
 @main.command()
@@ -238,24 +253,40 @@ def verify(store: Path, as_json: bool) -> None:
 
 @main.command()
 @STORE
-@click.option("--document", "index", type=int, required=True, help="Its number, from 0.")
-@click.option("--split", default="train", show_default=True)
+@click.option("--document", "index", type=int, help="Its number, from 0.")
+@click.option("--id", "name", help="Its id, in a store that keeps them.")
+@click.option("--tokens", "as_tokens", is_flag=True, help="Every token by itself, with its id and position.")
+@SPLIT
 @JSON
-def show(store: Path, index: int, split: str, as_json: bool) -> None:
-    """Print one document of STORE, decoded.
+def show(store: Path, index: int | None, name: str | None, as_tokens: bool, split: str, as_json: bool) -> None:
+    """Print one document of STORE, decoded, and where it comes from.
 
     \b
     slw-prep show shards/books --document 17
+    slw-prep show shards/books --id gutenberg/2701 --tokens
     """
     from tokenizers import Tokenizer
 
+    from pipeline.origin import find_id, origin
     from pipeline.reader import Store
 
+    if (index is None) == (name is None):
+        raise ConfigError("which document?", allowed="one of --document NUMBER and --id ID")
     opened = Store.open(store, split)
-    ids = opened.document(index).tolist()
-    text = Tokenizer.from_file(str(opened.tokenizer_path)).decode(ids, skip_special_tokens=False)
+    number = find_id(opened, name) if name is not None else index
+    assert number is not None
+    ids = opened.document(number).tolist()
+    tokenizer = Tokenizer.from_file(str(opened.tokenizer_path))
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    known = origin(opened, number)
     if as_json:
-        echo_json({"document": index, "split": split, "tokens": ids, "text": text})
+        found = {"document": number, "split": split, "id": known.id, "source": known.source, "unit": known.unit}
+        echo_json({**found, "row": known.row, "tokens": ids, "text": text})
+        return
+    click.echo(f"document {number:,}: {known.tokens:,} tokens; {known}", err=True)
+    if as_tokens:
+        for position, token in enumerate(ids):
+            click.echo(f"{position:>7}  {token:>7}  {tokenizer.decode([token], skip_special_tokens=False)!r}")
     else:
         click.echo(text)
 

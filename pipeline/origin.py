@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
+from pipeline.errors import ConfigError
 from pipeline.reader import Store
 
 
@@ -41,4 +44,25 @@ def origin(store: Store, document: int) -> Origin:
         unit=store.shards[shard].unit,
         row=columns.column("row")[item].as_py(),
         id=extra.get("id"),
+    )
+
+
+def find_id(store: Store, name: str) -> int:
+    """The first document that the input calls `name`. Reads the ids of every shard up to it, no token.
+
+    Raises ConfigError where there is none, or the store keeps no ids.
+    """
+    first, kept = 0, False
+    for index, shard in enumerate(store.shards):
+        columns = store.columns(index)
+        if "id" in columns.schema.names:
+            kept = True
+            if (found := pc.index(columns.column("id"), name).as_py()) >= 0:
+                return first + int(found)
+        first += shard.documents
+    raise ConfigError(
+        "no document of this id" if kept else "the store keeps no ids",
+        where=f"{store.path} ({store.split})",
+        found=name,
+        remedy=None if kept else "build it with the field that has them: --id-field NAME",
     )

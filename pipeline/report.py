@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from pipeline.format import SPLIT_FOLDERS, Manifest
+from pipeline.lengths import Lengths, count_lengths, facts_of, merge
+from pipeline.reader import Store
 
-BAR_WIDTH = 40
+BAR_WIDTH = 10
 
 
 def summary(store: Path) -> dict[str, Any]:
-    """The manifest in short, plain JSON values. Raises StoreError where there is none."""
+    """The manifest in short and the lengths of the documents, plain JSON values.
+
+    Raises StoreError where there is no store, or a shard is missing or its offsets are damaged; digests are not read.
+    """
     manifest = Manifest.load(store)
-    splits = {split: _split(manifest, split) for split in SPLIT_FOLDERS if manifest.of_split(split)}
+    splits = {split: _split(store, manifest, split) for split in SPLIT_FOLDERS if manifest.of_split(split)}
     return {
         "store": str(store),
         "format_version": manifest.format_version,
@@ -28,8 +32,16 @@ def summary(store: Path) -> dict[str, Any]:
     }
 
 
+def lengths_of_sources(store: Store) -> dict[str, Lengths]:
+    """The document lengths of each source, in store order; "" is the one without a name."""
+    indices: dict[str, list[int]] = {}
+    for index, shard in enumerate(store.shards):
+        indices.setdefault(shard.source, []).append(index)
+    return {source: count_lengths(map(store.shard_lengths, some)) for source, some in indices.items()}
+
+
 def render(facts: dict[str, Any]) -> str:
-    """`summary` as text, with a histogram of document lengths."""
+    """`summary` as text: for each split a histogram by documents and by tokens, quantiles, and the sources."""
     lines = [
         f"{facts['store']}: vocabulary {facts['vocab_size']:,} as {facts['token_dtype']}, "
         f"end of document {facts['eod_id']}, beginning {facts['bos_id']}, {facts['skipped']:,} records skipped"
@@ -39,23 +51,60 @@ def render(facts: dict[str, Any]) -> str:
             f"\n{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, "
             f"{split['bytes_per_token']:.2f} bytes a token on disk, {split['shards']} shards"
         )
-        lines.append(f"  {'tokens':>15}  documents")
-        most = max(split["length_histogram"])
-        for power, count in enumerate(split["length_histogram"]):
-            bar = "█" * -(-BAR_WIDTH * count // most)
-            lines.append(f"  {2**power:>6,} - {2 ** (power + 1) - 1:>6,}  {count:>8,} {bar}".rstrip())
+        lines += [*_histogram(split), "", *_quantiles(split)]
+        if set(split["sources"]) != {""}:
+            lines += ["", *_sources(split)]
     return "\n".join(lines)
 
 
-def _split(manifest: Manifest, split: str) -> dict[str, Any]:
+def _split(store: Path, manifest: Manifest, split: str) -> dict[str, Any]:
     shards = manifest.of_split(split)
-    tokens = manifest.tokens(split)
-    bins = zip_longest(*(shard.length_histogram for shard in shards), fillvalue=0)
+    sources = lengths_of_sources(Store.open(store, split, verify=False))
     return {
         "shards": len(shards),
-        "documents": manifest.documents(split),
-        "tokens": tokens,
         "bytes": sum(shard.bytes for shard in shards),
-        "bytes_per_token": sum(shard.bytes for shard in shards) / tokens,
-        "length_histogram": [sum(counts) for counts in bins],
+        "bytes_per_token": sum(shard.bytes for shard in shards) / manifest.tokens(split),
+        **facts_of(merge(sources.values())),
+        "sources": {source: facts_of(lengths) for source, lengths in sources.items()},
     }
+
+
+def _histogram(split: dict[str, Any]) -> list[str]:
+    """A line a power of two; its last column is what a schedule that starts there finds in shorter documents."""
+    documents, tokens = split["length_histogram"], split["token_histogram"]
+    lines = [f"  {'length':>19}  {'documents':>11} {'':{BAR_WIDTH}} {'tokens':>15} {'':{BAR_WIDTH}} % shorter"]
+    first = next(power for power, count in enumerate(documents) if count)
+    for power in range(first, len(documents)):
+        bars = [_bar(counts[power], max(counts)) for counts in (documents, tokens)]
+        lines.append(
+            f"  {2**power:>8,} - {2 ** (power + 1) - 1:>8,}  {documents[power]:>11,} {bars[0]} "
+            f"{tokens[power]:>15,} {bars[1]} {100 * split['shorter_than'][power]['tokens']:>9.1f}"
+        )
+    return [*lines, "  % shorter: of the tokens, how many are in documents shorter than the line's first length"]
+
+
+def _bar(count: int, most: int) -> str:
+    return ("█" * -(-BAR_WIDTH * count // most)).ljust(BAR_WIDTH)
+
+
+def _quantiles(split: dict[str, Any]) -> list[str]:
+    table = split["quantiles"]
+    shown = [i for i, share in enumerate(table["share"]) if 0.05 <= share <= 0.95]
+    heads = "".join(f"{100 * table['share'][i]:>8.0f} %" for i in shown)
+    lines = ["  length up to".ljust(19) + heads + f"{'longest':>10}"]
+    for name in ("documents", "tokens"):
+        cells = "".join(f"{table[f'by_{name}'][i]:>10,}" for i in shown)
+        lines.append(f"  of the {name}".ljust(19) + cells + f"{split['longest']:>10,}")
+    return lines
+
+
+def _sources(split: dict[str, Any]) -> list[str]:
+    """`half up to`: half of the source's tokens are in documents no longer than this."""
+    lines = [f"  {'source':<17}{'documents':>11}{'tokens':>16}{'share':>9}{'mean':>9}{'half up to':>12}"]
+    for source, facts in split["sources"].items():
+        middle = facts["quantiles"]["by_tokens"][facts["quantiles"]["share"].index(0.5)]
+        lines.append(
+            f"  {source or '(no name)':<17}{facts['documents']:>11,}{facts['tokens']:>16,}"
+            f"{100 * facts['tokens'] / split['tokens']:>7.1f} %{facts['mean']:>9,.0f}{middle:>12,}"
+        )
+    return lines
