@@ -10,7 +10,7 @@ cu_seqlens   0        3    4     6     8
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -32,7 +32,7 @@ class Batch:
     labels: np.ndarray
     """int64 [sequences, seqlen]: already shifted; -100 where there is no target (padding of the very last batch)."""
     position_ids: np.ndarray
-    """int64 [sequences, seqlen]: from 0 in each span."""
+    """int64 [sequences, seqlen]: from 0 in each piece."""
     cu_seqlens: np.ndarray
     """int32 [spans + 1]: where spans (pieces of documents) begin in the flattened rows; FlashAttention's meaning."""
     max_seqlen: int
@@ -43,6 +43,10 @@ class Batch:
     """Labels that are not -100, over all ranks."""
     pieces: Packed
     """Which positions of which documents: provenance."""
+    window: int | None = None
+    """Spans are also cut at the multiples of it in each row (SkyLadder); None: where pieces end only."""
+    window_positions: str = "kept"
+    """"restart": position_ids count from 0 in each span of a window, not in each piece."""
 
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
@@ -105,6 +109,26 @@ def make_batches(
         )
         for index, (begin, end, most) in enumerate(zip(first, first[1:], longest, strict=False))
     ]
+
+
+def windowed(batch: Batch, window: int | None, positions: str) -> Batch:
+    """`batch` with its spans cut at the multiples of `window` in each row; itself where there is no window.
+
+    `positions`: "kept" leaves position_ids as they are, "restart" counts them from 0 in each span.
+    """
+    if window is None:
+        return batch
+    begins = np.zeros(batch.labels.shape, dtype=np.bool_)
+    begins[:, ::window] = True
+    begins.reshape(-1)[batch.cu_seqlens[:-1]] = True
+    starts = np.flatnonzero(begins)
+    cu_seqlens = np.append(starts, begins.size).astype(np.int32)
+    lengths = np.diff(cu_seqlens)
+    if positions == "restart":
+        batch.position_ids.reshape(-1)[:] = np.arange(begins.size) - np.repeat(starts, lengths)
+    return replace(
+        batch, cu_seqlens=cu_seqlens, max_seqlen=int(lengths.max()), window=window, window_positions=positions
+    )
 
 
 def _spans(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from curriculum.batch import Allocate, Batch, allocate_int64, make_batches
+from curriculum.batch import Allocate, Batch, allocate_int64, make_batches, windowed
 from curriculum.planner import PLANNERS, sequences_of
 from curriculum.prefetch import Prefetch
 from curriculum.schedule import Schedule
@@ -148,7 +148,8 @@ class CurriculumLoader:
             if step + 1 == end or targets[-1] < sequences * seqlen:
                 shape = {"seqlen": seqlen, "sequences": last - first}
                 at = step + 1 - len(rows)
-                yield make_batches(self.store, rows, **shape, first_step=at, targets=targets, allocate=self.allocate)
+                made = make_batches(self.store, rows, **shape, first_step=at, targets=targets, allocate=self.allocate)
+                yield [windowed(batch, schedule.window(batch.step), schedule.window_positions) for batch in made]
                 rows, targets = [], []
 
     def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 
 RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
 BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
+MADE_KEYS = ("planner", "window_positions")
 CONTROLS = ("batch_warmup",)
 
 
@@ -39,6 +40,8 @@ class Schedule:
     """How often the data may be repeated to reach `total_tokens`."""
     planner: str = "dealing"
     """What makes batches of it: a name of `curriculum.planner.PLANNERS`."""
+    window_positions: str = "kept"
+    """"restart": position ids count from 0 in each attention window; "kept": as without windows."""
     settings: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     """{"curriculum": ..., "batch": ...} as in TOML, which it was made from; None where it was changed at a step."""
 
@@ -122,6 +125,23 @@ class Schedule:
         return cls._made("table", locals(), run)
 
     @classmethod
+    def skyladder(
+        cls,
+        *,
+        seqlen: int,
+        window_start: int = 32,
+        window_end: int | None = None,
+        window_shape: str = "linear",
+        window_rate: str | float | None = None,
+        window_multiple: int = 1,
+        duration_steps: int | None = None,
+        duration_tokens: int | None = None,
+        **run: Any,
+    ) -> Schedule:
+        """Whole rows, attention windows that grow: see `curriculum.skyladder`. `run`: see `from_settings`."""
+        return cls._made("skyladder", locals(), run)
+
+    @classmethod
     def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Any) -> Schedule:
         """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on. `run`: see `from_settings`.
 
@@ -145,18 +165,23 @@ class Schedule:
     ) -> Schedule:
         """From the tables [curriculum] and [batch] of a run's TOML; raises ConfigError for what does not fit.
 
-        `curriculum`: `pacing`, its parameters, and `control = "batch_warmup"` for the arm with as many tokens a step
-        at full length. `batch`: exactly one of `global_batch_sequences` and `global_batch_tokens`, over all ranks.
-        Exactly one of `total_tokens` and `epochs`. The constructors take all of these as keywords.
+        `curriculum`: `pacing`, its parameters, `control = "batch_warmup"` for the arm with as many tokens a step at
+        full length, and `window_positions` ("kept" or "restart"). `batch`: exactly one of `global_batch_sequences`
+        and `global_batch_tokens`, over all ranks. Exactly one of `total_tokens` and `epochs`. The constructors take
+        all of these as keywords.
         """
         settings = {key: value for key, value in curriculum.items() if value is not None}
         name, control = settings.pop("pacing", "constant"), settings.pop("control", None)
         if control not in (None, *CONTROLS):
             raise ConfigError("unknown control arm", found=control, allowed=", ".join(CONTROLS))
+        positions = settings.pop("window_positions", "kept")
+        if positions not in ("kept", "restart"):
+            raise ConfigError("unknown window_positions", found=positions, allowed="kept, restart")
         pacing = paced(name, settings)
         phases = lay_out(pacing, batch_size(pacing, **{key: batch.get(key) for key in BATCH_KEYS}))
         return cls(
             batch_warmup(phases) if control == "batch_warmup" else phases,
+            window_positions=positions,
             settings={"curriculum": dict(curriculum), "batch": {key: batch.get(key) for key in BATCH_KEYS}},
             **end_of_run(total_tokens, epochs, max_epochs),
         )
@@ -266,11 +291,8 @@ class Schedule:
         data = {key: getattr(self, key) for key in RUN_KEYS}
         if self.settings is not None:
             return {**data, "settings": self.settings}
-        return {
-            **data,
-            "planner": self.planner,
-            "phases": [list(dataclasses.astuple(phase)) for phase in self.phases],
-        }
+        data |= {key: getattr(self, key) for key in MADE_KEYS}
+        return {**data, "phases": [list(dataclasses.astuple(phase)) for phase in self.phases]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Schedule:
@@ -278,7 +300,8 @@ class Schedule:
         run = {key: data[key] for key in RUN_KEYS}
         if "settings" in data:
             return cls.from_settings(**data["settings"], **run)
-        return cls(tuple(Phase(*phase) for phase in data["phases"]), planner=data["planner"], **run)
+        made = {key: data[key] for key in MADE_KEYS}
+        return cls(tuple(Phase(*phase) for phase in data["phases"]), **made, **run)
 
     def to_toml(self) -> str:
         """[curriculum] and [batch] of a run that has this schedule; raises ConfigError where it was changed."""

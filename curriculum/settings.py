@@ -7,8 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from curriculum.pacing import PACINGS, Pacing
+from curriculum import pacing as ramps
+from curriculum.pacing import Pacing
+from curriculum.skyladder import skyladder
 from pipeline.errors import ConfigError
+
+PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyladder}
+"""Pacing functions by their names in TOML."""
 
 
 def paced(name: str, settings: dict[str, Any]) -> Pacing:

@@ -59,7 +59,7 @@ class ModelConfig(Section):
 class CurriculumConfig(Section):
     """[curriculum]: which of these a pacing uses, `Schedule` checks. See docs/schedules.md."""
 
-    pacing: Literal["constant", "linear", "root", "sine", "exponential", "staged", "table"] = "constant"
+    pacing: Literal["constant", "linear", "root", "sine", "exponential", "staged", "table", "skyladder"] = "constant"
     seqlen: int | None = None
     seqlen_start: int | None = None
     seqlen_end: int | None = None
@@ -72,6 +72,13 @@ class CurriculumConfig(Section):
     boundaries_tokens: list[int] | None = None
     table: list[list[int]] | None = None
     table_unit: Literal["steps", "tokens"] | None = None
+    window_start: int | None = None
+    window_end: int | None = None
+    window_shape: Literal["linear", "stepwise", "sine", "exponential"] | None = None
+    window_rate: float | str | None = None
+    """Positions a step, 0.125 or "1/8"."""
+    window_multiple: int | None = None
+    window_positions: Literal["kept", "restart"] | None = None
     control: Literal["batch_warmup"] | None = None
     """"batch_warmup": as many tokens a step as this curriculum, all at its full length: the arm to compare with."""
 

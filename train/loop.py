@@ -113,9 +113,10 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
-        for ids, positions, labels in micro_batches(batch, self.config.batch.micro_batch_tokens, self.device):
+        size, mask = self.config.batch.micro_batch_tokens, self.config.model.mask
+        for ids, positions, labels, spans in micro_batches(batch, size, self.device, mask):
             with self.autocast():
-                loss = self.model.loss(ids, positions, labels) / batch.targets
+                loss = self.model.loss(ids, positions, labels, spans) / batch.targets
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
@@ -132,7 +133,7 @@ class Run:
         rows = max(1, self.config.batch.micro_batch_tokens // seqlen)
         total, targets = torch.zeros((), device=self.device), 0
         for batch in full_length_batches(self.held_out, seqlen, rows):
-            for ids, positions, labels in micro_batches(batch, rows * seqlen, self.device):
+            for ids, positions, labels, _ in micro_batches(batch, rows * seqlen, self.device):
                 with self.autocast():
                     total += self.model.loss(ids, positions, labels)
             targets += batch.targets
@@ -234,6 +235,7 @@ def _step(this: Run, batch: Batch, started: float) -> dict[str, Any]:
         "elapsed_s": round(at.elapsed_s, 4),
         "seqlen": batch.seqlen,
         "sequences": len(batch.labels),
+        **({"window": batch.window} if batch.window is not None else {}),
         "loss": loss,
         "loss_ratio": this.ratio.update(loss),
         "grad_norm": norm,

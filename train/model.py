@@ -76,19 +76,27 @@ class GPT2(nn.Module):
             for layer in (module.attention.out, module.down):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.layers))
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Logits [B, L, padded vocabulary] of int64 [B, L] ids and positions (0 where a span begins)."""
-        mask = document_mask(position_ids) if self.config.mask == "document" else None
-        if self.config.mask == "causal":
+    def forward(self, input_ids: Tensor, position_ids: Tensor, spans: Tensor | None = None) -> Tensor:
+        """Logits [B, L, padded vocabulary] of int64 [B, L] ids and positions.
+
+        `spans` [B, L] says which span of its row each position is in, where attention windows cut it. Without, a span
+        begins where a position is 0; with the mask "causal" a row is one span and positions count from its start.
+        """
+        mask = None
+        if spans is not None:
+            mask = span_mask(spans)
+        elif self.config.mask == "document":
+            mask = document_mask(position_ids)
+        else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         x = self.tokens(input_ids) + self.positions(position_ids)  # [B, L, C]
         for block in self.blocks:
             x = block(x, mask)
         return F.linear(self.norm(x), self.tokens.weight)
 
-    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, spans: Tensor | None = None) -> Tensor:
         """Sum of the cross entropies (nats) of all labels but -100, float32 []."""
-        logits = self(input_ids, position_ids)
+        logits = self(input_ids, position_ids, spans)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
 
 
@@ -100,7 +108,11 @@ def document_mask(position_ids: Tensor) -> Tensor | None:
     starts = position_ids == 0  # [B, L]
     if position_ids.device.type == "cpu" and int(starts.sum()) == len(starts):
         return None
-    span = starts.cumsum(1)  # [B, L]
-    same = span[:, None, :, None] == span[:, None, None, :]
-    seqlen = position_ids.shape[1]
-    return same & torch.ones(seqlen, seqlen, dtype=torch.bool, device=position_ids.device).tril()
+    return span_mask(starts.cumsum(1))
+
+
+def span_mask(spans: Tensor) -> Tensor:
+    """bool [B, 1, L, L]: True for positions of one span of a row, `spans` [B, L], that are not later."""
+    same = spans[:, None, :, None] == spans[:, None, None, :]
+    seqlen = spans.shape[1]
+    return same & torch.ones(seqlen, seqlen, dtype=torch.bool, device=spans.device).tril()
