@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from curriculum.batch import Allocate, Batch, allocate_int64, make_batches, windowed
-from curriculum.planner import PLANNERS, sequences_of
+from curriculum.planner import PLANNERS, Planner, sequences_of
 from curriculum.prefetch import Prefetch
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
@@ -152,12 +152,16 @@ class CurriculumLoader:
                 yield [windowed(batch, schedule.window(batch.step), schedule.window_positions) for batch in made]
                 rows, targets = [], []
 
-    def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:
-        """(step, global batch) of every step from `first` on; reads no token.
+    def planner(self) -> Planner:
+        """What plans this run, at its beginning."""
+        return PLANNERS[self.schedule.planner](self.store.lengths, self.seed)
+
+    def planned(self, first: int = 0, planner: Planner | None = None) -> Iterator[tuple[int, Packed]]:
+        """(step, global batch) of every step from `first` on; reads no token. `planner`: one at its beginning.
 
         The past is dealt again, under the schedules it was dealt under.
         """
-        planner = PLANNERS[self.schedule.planner](self.store.lengths, self.seed)
+        planner = planner or self.planner()
         ends = [start for start, _ in self._history[1:]] + [self.schedule.total_steps]
         for (start, schedule), end in zip(self._history, ends, strict=True):
             for step, packed in planner.steps(schedule, start, end):

@@ -1,18 +1,20 @@
-"""A whole run before it starts: its phases as a table, and a rehearsal of the dealing over the real lengths.
+"""A whole run before it starts: its phases as a table. Arithmetic on the schedule; `ledger` rehearses the dealing.
 
-The rehearsal reads no token and no text; it plans hundreds of millions of tokens a second.
+A ramp has too many lengths to list, so neighbouring phases are folded into at most `MOST_ROWS` rows. Where lengths
+take turns (buckets), a row is all the steps of one length.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from curriculum.planner import PLANNERS
+from curriculum.ledger import Ledger
+from curriculum.phases import Phase
 from curriculum.schedule import Schedule
-from pipeline.packing import least_cuts
 from pipeline.reader import Store
 
 MOST_ROWS = 16
@@ -20,31 +22,55 @@ MOST_ROWS = 16
 
 @dataclass(frozen=True)
 class PlanRow:
-    """Consecutive steps; of neighbouring phases where a ramp has too many to list."""
+    """Steps of one length, or of neighbouring phases of a ramp."""
 
     first_step: int
     last_step: int
+    steps: int
+    """As many as from the first to the last, but where lengths take turns."""
     seqlen_first: int
     seqlen_last: int
-    sequences: int
+    sequences_first: int
+    sequences_last: int
+    window_first: int
+    """Positions that attention reaches at most: the window where there is one, else the seqlen."""
+    window_last: int
     tokens: int
     """Tokens of all its batches."""
+    share: float
+    """Of the run's tokens."""
     tokens_before: int
+    """Tokens served before its first step."""
+
+
+@dataclass(frozen=True)
+class LengthShare:
+    """All the steps of one length."""
+
+    seqlen: int
+    steps: int
+    tokens: int
+    share: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `slw-train plan` shows."""
+    """What `slw-train plan` shows of the schedule."""
 
     rows: list[PlanRow]
+    lengths: list[LengthShare]
+    """Every length, shortest first."""
     total_steps: int
     total_tokens: int
     store_tokens: int
     documents: int
-    lengths_in_use: int
-    """Distinct sequence lengths: what a compiler has to be told."""
-    thrown_away_by_truncation: float
-    """Share of the tokens read that cutting full-length samples down would lose on this schedule."""
+    epochs: float
+    """Passes over the whole store."""
+    take_turns: bool
+    """True where rows are interleaved."""
+    thrown_away_by_truncation: float | None
+    """Share of the tokens read that cutting full-length samples down would lose on this schedule; None where the
+    number of sequences changes, so that there is nothing to cut."""
     ledger: Ledger | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -53,104 +79,147 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """What a run serves, counted piece by piece."""
+class Span:
+    """A phase up to the next one or to the end of the run."""
 
-    targets: int
-    """Tokens that are a target."""
-    padding: int
-    """Positions of batches that are none: only the last batch of the data has any."""
-    served_least: int
-    served_most: int
-    """How often a document is served, rounded down for the least and up for the most; equal after whole epochs."""
-    pieces: int
-    cuts: int
-    """Pieces beyond one for each document and epoch."""
-    least_cuts: int
-    """The least possible with every sequence of the longest length; a ramp of short ones needs more."""
+    phase: Phase
+    end: int
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+        return self.end - self.phase.first_step
+
+    @property
+    def tokens(self) -> int:
+        """Of all its batches."""
+        return self.steps * self.phase.batch_tokens
+
+    @property
+    def reach(self) -> int:
+        """Positions that attention reaches at most."""
+        return self.phase.window or self.phase.seqlen
+
+
+def spans(schedule: Schedule) -> list[Span]:
+    """The phases of a resolved schedule that the run comes to, in order; they cover every step once."""
+    steps = schedule.total_steps
+    phases = [phase for phase in schedule.phases if phase.first_step < steps]
+    ends = [phase.first_step for phase in phases[1:]] + [steps]
+    return [Span(phase, end) for phase, end in zip(phases, ends, strict=True)]
 
 
 def plan(schedule: Schedule, store: Store) -> Plan:
     """The table of a run of `schedule` over `store`. Raises ConfigError where the data do not suffice."""
     schedule = schedule.resolve(store.tokens)
-    steps = schedule.total_steps
-    phases = [phase for phase in schedule.phases if phase.first_step < steps]
-    bounds = [phase.first_step for phase in phases] + [steps]
-    group = max(1, -(-(len(phases) - 2) // MOST_ROWS)) if len(phases) > MOST_ROWS else 1
-    # The first and the last phase stand alone; the ramp between them is folded.
-    starts = sorted({0, *range(1, len(phases) - 1, group), len(phases) - 1})
-    rows = []
-    for first, following in zip(starts, [*starts[1:], len(phases)], strict=True):
-        begin, end = bounds[first], bounds[following]
-        rows.append(
-            PlanRow(
-                first_step=begin,
-                last_step=end - 1,
-                seqlen_first=phases[first].seqlen,
-                seqlen_last=phases[following - 1].seqlen,
-                sequences=phases[first].sequences,
-                tokens=schedule.tokens_before(end) - schedule.tokens_before(begin),
-                tokens_before=schedule.tokens_before(begin),
-            )
-        )
-    read = sum((end - phase.first_step) * phase.sequences for phase, end in zip(phases, bounds[1:], strict=True))
+    parts = spans(schedule)
+    total = schedule.tokens_before(schedule.total_steps)
+    by_length = take_turns(parts)
+    read = sum(part.steps * part.phase.sequences for part in parts) * schedule.max_seqlen
+    same_batch = len({part.phase.sequences for part in parts}) == 1
     return Plan(
-        rows=rows,
-        total_steps=steps,
-        total_tokens=schedule.tokens_before(steps),
+        rows=[_row(schedule, group, total) for group in (_by_length(parts) if by_length else _folded(parts))],
+        lengths=[_share(group, total) for group in _by_length(parts)],
+        total_steps=schedule.total_steps,
+        total_tokens=total,
         store_tokens=store.tokens,
         documents=store.documents,
-        lengths_in_use=len({phase.seqlen for phase in phases}),
-        thrown_away_by_truncation=1 - schedule.tokens_before(steps) / (read * schedule.max_seqlen),
+        epochs=total / store.tokens,
+        take_turns=by_length,
+        thrown_away_by_truncation=1 - total / read if same_batch else None,
     )
 
 
-def rehearse(schedule: Schedule, store: Store, seed: int) -> Ledger:
-    """Deal the whole run, as the loader will, and count what it serves."""
-    schedule = schedule.resolve(store.tokens)
-    planner = PLANNERS[schedule.planner](store.lengths, seed)
-    served = np.zeros(store.documents, dtype=np.int64)
-    pieces = 0
-    for _, packed in planner.steps(schedule, 0, schedule.total_steps):
-        served += np.bincount(packed.document, packed.length, store.documents).astype(np.int64)
-        pieces += len(packed.document)
-    targets = int(served.sum())
-    epochs = max(-(-targets // store.tokens), 1)
-    return Ledger(
-        targets=targets,
-        padding=schedule.tokens_before(schedule.total_steps) - targets,
-        served_least=int((served // store.lengths).min()),
-        served_most=int((-(-served // store.lengths)).max()),
-        pieces=pieces,
-        cuts=pieces - int(np.count_nonzero(served)) * epochs,
-        least_cuts=least_cuts(store.lengths, schedule.max_seqlen) * epochs,
+def take_turns(parts: list[Span]) -> bool:
+    """Whether lengths go up and down so often that only a table by length can show them."""
+    seqlens = [part.phase.seqlen for part in parts]
+    return len(parts) > MOST_ROWS and seqlens not in (sorted(seqlens), sorted(seqlens, reverse=True))
+
+
+def _folded(parts: list[Span]) -> list[list[Span]]:
+    """Neighbours together, in at most MOST_ROWS groups and the first and the last phase, which stand alone."""
+    group = max(1, -(-(len(parts) - 2) // MOST_ROWS)) if len(parts) > MOST_ROWS else 1
+    starts = sorted({0, *range(1, len(parts) - 1, group), len(parts) - 1})
+    return [parts[first:following] for first, following in pairwise([*starts, len(parts)])]
+
+
+def _by_length(parts: list[Span]) -> list[list[Span]]:
+    groups: dict[int, list[Span]] = defaultdict(list)
+    for part in parts:
+        groups[part.phase.seqlen].append(part)
+    return [groups[seqlen] for seqlen in sorted(groups)]
+
+
+def _row(schedule: Schedule, group: list[Span], total: int) -> PlanRow:
+    first, last, tokens = group[0], group[-1], sum(part.tokens for part in group)
+    return PlanRow(
+        first_step=first.phase.first_step,
+        last_step=last.end - 1,
+        steps=sum(part.steps for part in group),
+        seqlen_first=first.phase.seqlen,
+        seqlen_last=last.phase.seqlen,
+        sequences_first=first.phase.sequences,
+        sequences_last=last.phase.sequences,
+        window_first=first.reach,
+        window_last=last.reach,
+        tokens=tokens,
+        share=tokens / total,
+        tokens_before=schedule.tokens_before(first.phase.first_step),
     )
+
+
+def _share(group: list[Span], total: int) -> LengthShare:
+    tokens = sum(part.tokens for part in group)
+    return LengthShare(group[0].phase.seqlen, sum(part.steps for part in group), tokens, tokens / total)
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
+COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
+    ("step", lambda row: _range(row.first_step, row.last_step)),
+    ("steps", lambda row: f"{row.steps:,}"),
+    ("seqlen", lambda row: _range(row.seqlen_first, row.seqlen_last)),
+    ("window", lambda row: _range(row.window_first, row.window_last)),
+    ("sequences", lambda row: _range(row.sequences_first, row.sequences_last)),
+    ("tokens", lambda row: f"{row.tokens:,}"),
+    ("share", lambda row: f"{row.share:.1%}"),
+    ("tokens before", lambda row: f"{row.tokens_before:,}"),
+)
 
 
 def render(table: Plan) -> str:
     """The plan as text."""
-    heads = ("steps", "seqlen", "sequences", "tokens", "tokens before")
-    lines = [heads]
-    for row in table.rows:
-        seqlens = {row.seqlen_first, row.seqlen_last}
-        seqlen = " to ".join(f"{n:,}" for n in (sorted(seqlens) if row.seqlen_first <= row.seqlen_last else seqlens))
-        steps = f"{row.first_step:,} to {row.last_step:,}"
-        lines.append((steps, seqlen, f"{row.sequences:,}", f"{row.tokens:,}", f"{row.tokens_before:,}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    windows = any((row.window_first, row.window_last) != (row.seqlen_first, row.seqlen_last) for row in table.rows)
+    columns = [(head, cell) for head, cell in COLUMNS if windows or head != "window"]
+    text = [aligned([[head for head, _ in columns], *([cell(row) for _, cell in columns] for row in table.rows)])]
+    if table.take_turns:
+        text.append("lengths take turns: a row is all the steps of one length")
     text.append(
-        f"\n{table.total_steps:,} steps, {table.total_tokens:,} tokens: "
-        f"{table.total_tokens / table.store_tokens:.2f} epochs of {table.documents:,} documents, "
-        f"{table.lengths_in_use} lengths"
+        f"\n{table.total_steps:,} steps, {table.total_tokens:,} tokens: {table.epochs:.2f} epochs of "
+        f"{table.documents:,} documents, {len(table.lengths)} lengths"
     )
-    text.append(
-        f"cutting full-length samples down would throw away {table.thrown_away_by_truncation:.1%} of what it reads"
-    )
-    if ledger := table.ledger:
-        times = " to ".join(str(n) for n in sorted({ledger.served_least, ledger.served_most}))
-        text.append(
-            f"dealt: {ledger.targets:,} targets, {ledger.padding:,} padding; each document served {times} times; "
-            f"{ledger.cuts:,} cuts ({ledger.least_cuts:,} the least possible at seqlen "
-            f"{max(row.seqlen_last for row in table.rows):,} throughout)"
-        )
+    if table.thrown_away_by_truncation:
+        share = f"{table.thrown_away_by_truncation:.1%}"
+        text.append(f"cutting full-length samples down would throw away {share} of what it reads")
+    if table.ledger:
+        text += _ledger_lines(table, table.ledger)
     return "\n".join(text)
+
+
+def _ledger_lines(table: Plan, ledger: Ledger) -> Iterable[str]:
+    times = " to ".join(str(n) for n in sorted({ledger.served_least, ledger.served_most}))
+    yield (
+        f"dealt: {ledger.targets:,} targets, {ledger.padding:,} padding, {ledger.lost:,} lost; each document served "
+        f"{times} times; {ledger.cuts:,} cuts ({ledger.least_cuts:,} the least possible at seqlen "
+        f"{table.lengths[-1].seqlen:,} throughout)"
+    )
+    for source in ledger.sources if len(ledger.sources) > 1 else ():
+        yield f"  {source.source}: {source.targets:,} targets, {source.epochs:.2f} epochs of {source.tokens:,} tokens"
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """A table whose columns are flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -19,6 +19,9 @@ from pipeline.packing import Packed
 class Planner(Protocol):
     """Plans the batches of one run; made from the lengths of documents (int64 [documents]) and a seed."""
 
+    lost: int
+    """Tokens passed over for good so far: none, but where a planner truncates."""
+
     def steps(self, schedule: Schedule, first: int, end: int) -> Iterator[tuple[int, Packed]]:
         """(step, its global batch) for steps `first` to `end` - 1 of `schedule`, going on where the last call ended.
 
@@ -29,6 +32,8 @@ class Planner(Protocol):
 
 class Dealing:
     """Every token once an epoch: `Dealer`, in deals as large as the schedule and the epoch allow."""
+
+    lost = 0
 
     def __init__(self, lengths: np.ndarray, seed: int) -> None:
         self.dealer = Dealer(lengths, seed=seed)

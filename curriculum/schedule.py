@@ -227,9 +227,15 @@ class Schedule:
             needed = -(-self.total_tokens // store_tokens)
             raise ConfigError(
                 "the schedule is longer than the data",
-                found=f"total_tokens = {self.total_tokens:,}: {self.total_tokens / store_tokens:.2f} epochs",
+                found=(
+                    f"total_tokens = {self.total_tokens:,}, {store_tokens:,} tokens in the store: "
+                    f"{self.total_tokens / store_tokens:.2f} epochs"
+                ),
                 allowed=f"{self.max_epochs * store_tokens:,} tokens (max_epochs = {self.max_epochs})",
-                remedy=f"lower total_tokens, add data, or allow repeated data: max_epochs = {needed}",
+                remedy=(
+                    f"lower total_tokens, add {self.total_tokens - self.max_epochs * store_tokens:,} tokens of data, "
+                    f"or allow repeated data: max_epochs = {needed}"
+                ),
             )
         return self
 

@@ -1,5 +1,6 @@
 """The plan: its table adds up, and the rehearsal counts what the loader then serves."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import documents_of, write_store
 
+from curriculum.ledger import rehearse
 from curriculum.loader import CurriculumLoader
-from curriculum.plan import plan, rehearse
+from curriculum.plan import plan, render
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
@@ -40,7 +42,26 @@ def test_the_table_covers_every_step_and_token_once(store, low, high, duration, 
     assert sum(row.tokens for row in table.rows) == table.total_tokens >= total
     assert all(schedule.seqlen(row.first_step) == row.seqlen_first for row in table.rows)
     assert all(schedule.seqlen(row.last_step) == row.seqlen_last for row in table.rows)
+    assert sum(row.share for row in table.rows) == pytest.approx(1)
+    assert sum(part.steps for part in table.lengths) == table.total_steps
+    assert sum(part.tokens for part in table.lengths) == table.total_tokens
     json.dumps(table.to_json())
+
+
+@settings(max_examples=25)
+@given(seqlens=st.lists(st.sampled_from([4, 8, 16]), min_size=20, max_size=60), tokens=st.sampled_from([16, 48]))
+def test_lengths_that_take_turns_are_one_row_each(store, seqlens, tokens):
+    rows = [[step, seqlen] for step, seqlen in enumerate(seqlens)]
+    schedule = Schedule.table(
+        table=rows, global_batch_tokens=tokens, total_tokens=tokens * len(seqlens), max_epochs=9
+    )
+    table = plan(schedule, store)
+    assert sum(row.steps for row in table.rows) == table.total_steps == len(seqlens)
+    assert sum(row.tokens for row in table.rows) == table.total_tokens
+    if table.take_turns:
+        assert [row.seqlen_first for row in table.rows] == sorted(set(seqlens))
+        assert [row.steps for row in table.rows] == [seqlens.count(n) for n in sorted(set(seqlens))]
+        assert "take turns" in render(table)
 
 
 def test_truncation_throws_away_what_the_paper_run_did(store):
@@ -57,24 +78,43 @@ def test_truncation_throws_away_what_the_paper_run_did(store):
 
 def test_the_rehearsal_counts_what_the_loader_serves(store):
     schedule = Schedule.linear(seqlen_start=8, seqlen_end=48, duration_steps=9, global_batch_sequences=4, epochs=2)
-    ledger = rehearse(schedule, store, seed=5)
     with CurriculumLoader(store, schedule, seed=5) as loader:
+        ledger = rehearse(loader)
         batches = list(loader)
     assert ledger.targets == sum(int((batch.labels >= 0).sum()) for batch in batches) == 2 * store.tokens
     assert ledger.padding == sum(int((batch.labels < 0).sum()) for batch in batches)
     assert ledger.pieces == sum(len(batch.pieces.document) for batch in batches)
-    assert (ledger.served_least, ledger.served_most) == (2, 2)
+    assert (ledger.served_least, ledger.served_most, ledger.lost) == (2, 2, 0)
+    assert ledger.attended == sum(int((batch.pieces.length**2).sum()) for batch in batches)
     assert ledger.cuts == ledger.pieces - 2 * store.documents
     assert ledger.least_cuts == 2 * int(np.sum((store.lengths - 1) // 48))
 
 
 def test_half_an_epoch_serves_documents_once_or_not_at_all(store):
     schedule = Schedule.constant(seqlen=16, global_batch_sequences=2, total_tokens=store.tokens // 2)
-    ledger = rehearse(schedule, store, seed=5)
+    ledger = rehearse(CurriculumLoader(store, schedule, seed=5))
     assert (ledger.served_least, ledger.served_most) == (0, 1)
 
 
+def test_every_source_has_its_ledger(tmp_path):
+    write_store(tmp_path, documents_of([30, 50, 9]), source="books")
+    write_store(tmp_path, documents_of([400, 1, 70]), source="code")
+    store = Store.open(tmp_path)
+    schedule = Schedule.constant(seqlen=16, global_batch_sequences=2, epochs=2)
+    ledger = rehearse(CurriculumLoader(store, schedule, seed=5))
+    assert [(s.source, s.documents, s.tokens, s.targets, s.epochs) for s in ledger.sources] == [
+        ("books", 3, 89, 178, 2.0),
+        ("code", 3, 471, 942, 2.0),
+    ]
+    text = render(dataclasses.replace(plan(schedule, store), ledger=ledger))
+    assert "books: 178 targets, 2.00 epochs of 89 tokens" in text
+
+
 def test_too_little_data_is_refused(store):
-    schedule = Schedule.constant(seqlen=8, global_batch_sequences=1, total_tokens=10**6)
-    with pytest.raises(ConfigError, match="longer than the data"):
+    schedule = Schedule.constant(seqlen=8, global_batch_sequences=1, total_tokens=10_000, max_epochs=2)
+    message = (
+        rf"(?s)longer than the data.*total_tokens = 10,000, {store.tokens:,} tokens in the store: "
+        rf"{10_000 / store.tokens:.2f} epochs.*add {10_000 - 2 * store.tokens:,} tokens.*max_epochs = 4"
+    )
+    with pytest.raises(ConfigError, match=message):
         plan(schedule, store)

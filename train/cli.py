@@ -34,21 +34,31 @@ def main() -> None:
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @OVERRIDES
 @click.option("--deepspeed", type=click.Path(path_type=Path), help="A DeepSpeed config: its curriculum, as TOML.")
+@click.option("--plot", type=click.Path(path_type=Path), help="A picture too: .png, .svg or .pdf.")
+@click.option("--tflops", type=click.FloatRange(min=0, min_open=True), help="Hours at so many TFLOP/s, all devices.")
+@click.option("--quick", is_flag=True, help="The table alone: do not rehearse the dealing.")
 @JSON
-def plan(config: Path | None, overrides: tuple[str, ...], deepspeed: Path | None, as_json: bool) -> None:
-    """The whole run as a table, before it starts: lengths, steps, tokens, and what the dealer will serve.
+def plan(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    deepspeed: Path | None,
+    plot: Path | None,
+    tflops: float | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """The whole run before it starts: lengths, steps, tokens, what the dealing serves, learning rates, FLOPs.
 
     With --deepspeed the curriculum of that JSON file, printed as TOML; and planned, if CONFIG.toml says on what.
 
     \b
     slw-train plan run.toml curriculum.duration_steps=20_000
+    slw-train plan run.toml --plot plan.png --tflops 400
     slw-train plan --deepspeed ds_config.json
     """
     from curriculum.deepspeed import translate
-    from curriculum.plan import plan as make_plan
-    from curriculum.plan import rehearse, render
+    from curriculum.plan import render
     from curriculum.settings import as_toml
-    from pipeline.reader import Store
     from train.config import load_config
 
     curriculum, batch = translate(deepspeed) if deepspeed else (None, {})
@@ -61,12 +71,20 @@ def plan(config: Path | None, overrides: tuple[str, ...], deepspeed: Path | None
             echo_json({"curriculum": curriculum, "batch": batch})
         return
     settings = load_config(config, overrides, curriculum=curriculum)
-    store, schedule = Store.open(settings.store), settings.schedule()
-    table = dataclasses.replace(make_plan(schedule, store), ledger=rehearse(schedule, store, settings.run.seed))
+    from train.forecast import forecast, render_forecast
+
+    schedule, what = forecast(settings, rehearsed=not quick, tflops=tflops)
+    if plot:
+        from train.chart import draw
+
+        draw(settings, schedule, what, plot)
     if as_json:
-        echo_json(table.to_json())
+        echo_json({**what.to_json(), "picture": str(plot) if plot else None})
     else:
-        click.echo(render(table))
+        click.echo(render(what.plan))
+        click.echo(render_forecast(what))
+        if plot:
+            click.echo(f"picture: {plot}")
 
 
 @main.command()

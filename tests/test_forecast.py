@@ -1,0 +1,114 @@
+"""The forecast: what it says of shapes, rates and FLOPs is what a run of the same config does."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from runs import as_toml, config_of, settings_of, tiny_store
+
+from curriculum.loader import CurriculumLoader
+from pipeline.errors import ConfigError
+from pipeline.reader import Store
+from train.cli import main
+from train.data import micro_batches
+from train.forecast import forecast, parameters
+from train.loop import run
+from train.metrics import read_metrics
+from train.model import GPT2
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny_store(tmp_path_factory.mktemp("store") / "store")
+
+
+def test_landmarks_are_the_rates_of_the_run(store, tmp_path):
+    config = config_of(store, tmp_path / "run")
+    _, what = forecast(config)
+    run(config, warn=lambda text: None)
+    lines = {line["step"] - 1: line for line in read_metrics(tmp_path / "run") if "lr" in line}
+    names = [mark.name for mark in what.landmarks]
+    assert names == ["first step", "end of the LR warmup", "end of the ramp", "half of the tokens", "last step"]
+    for mark in what.landmarks:
+        line = lines[mark.step]
+        assert (line["lr"], line["seqlen"]) == (pytest.approx(mark.lr), mark.seqlen)
+        assert mark.step == 0 or lines[mark.step - 1]["tokens_seen"] == mark.tokens_before
+    assert len(lines) == what.plan.total_steps
+    assert lines[max(lines)]["tokens_seen"] == what.plan.ledger.targets
+    warmup = what.landmarks[1].step
+    assert lines[warmup - 1]["lr"] < lines[warmup]["lr"] >= lines[warmup + 1]["lr"]
+
+
+def test_shapes_are_those_that_the_trainer_forms(store, tmp_path):
+    config = config_of(store, tmp_path / "run", batch__global_batch_sequences=5)
+    _, what = forecast(config, rehearsed=False)
+    seen = set()
+    with CurriculumLoader(Store.open(store), config.schedule(), seed=1) as loader:
+        for batch in loader:
+            for ids, *_ in micro_batches(batch, config.batch.micro_batch_tokens, torch.device("cpu")):
+                seen.add(tuple(ids.shape))
+    assert set(what.cost.shapes) == seen
+    assert len(what.cost.shapes) == len(seen) > 4
+
+
+def test_flops_are_those_of_the_formula(store, tmp_path):
+    config = config_of(store, tmp_path / "run")
+    _, what = forecast(config, tflops=2.0)
+    opened = Store.open(store)
+    model = GPT2(config.model, opened.manifest.vocab_size, 32)
+    count = sum(p.numel() for n, p in model.named_parameters() if "positions" not in n)
+    assert parameters(config, opened.manifest.vocab_size) == what.cost.parameters == count
+    flops = attention = apart = 0
+    with CurriculumLoader(opened, config.schedule(), seed=1) as loader:
+        for batch in loader:
+            each = 12 * 2 * 32  # layers, width
+            flops += batch.labels.size * (6 * count + each * batch.seqlen)
+            attention += each * batch.labels.size * batch.seqlen
+            apart += each * sum(n * n for n in batch.pieces.length.tolist())
+    assert (what.cost.flops, what.cost.attention_flops) == (flops, attention)
+    assert what.cost.attention_flops_documents == apart < attention
+    assert what.cost.hours == pytest.approx(flops / 2e12 / 3600)
+    causal = config_of(store, tmp_path / "run", model__mask="causal")
+    assert forecast(causal)[1].cost.attention_flops_documents is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"curriculum__pacing": "constant", "curriculum__seqlen": 16},
+        {"curriculum__control": "batch_warmup"},
+        {"curriculum__pacing": "table", "curriculum__table": [[i, 8 + 8 * (i % 3)] for i in range(40)]},
+    ],
+    ids=["linear", "constant", "batch_warmup", "turns"],
+)
+def test_every_kind_of_schedule_is_told_and_drawn(store, tmp_path, changes):
+    settings = settings_of(store, tmp_path / "run", **changes)
+    if "curriculum__pacing" in changes:
+        settings["curriculum"] = {key.split("__")[1]: value for key, value in changes.items()}
+    (tmp_path / "run.toml").write_text(as_toml(settings))
+    command = ["plan", str(tmp_path / "run.toml"), "--plot", str(tmp_path / "plan.png")]
+    done = CliRunner().invoke(main, [*command, "--tflops", "1"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "hours at 1 TFLOP/s" in done.output
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+    done = CliRunner().invoke(main, [*command[:2], "--json", "--quick"])
+    told = json.loads(done.stdout)
+    assert told["ledger"] is None
+    assert sum(row["steps"] for row in told["rows"]) == told["total_steps"]
+    assert told["landmarks"][-1]["step"] == told["total_steps"] - 1
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(store, tmp_path):
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run")))
+    for out in ("plan.what", "nowhere/plan.png"):
+        done = CliRunner().invoke(main, ["plan", str(tmp_path / "run.toml"), "--plot", str(tmp_path / out)])
+        assert done.exit_code == 1
+        assert "cannot write the picture" in done.output
+
+
+def test_a_run_longer_than_its_data_is_refused(store, tmp_path):
+    config = config_of(store, tmp_path / "run", run__epochs=None, run__total_tokens=10**6)
+    with pytest.raises(ConfigError, match="longer than the data"):
+        forecast(config)

@@ -1,0 +1,165 @@
+"""What a planned run asks of the trainer: learning rates at its landmarks, shapes to compile, FLOPs, hours.
+
+FLOPs of one token, forward and backward: 6 N + 12 * layers * width * L, N the parameters that take part in matrix
+products (all but positions), L how far attention reaches: Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B.
+It counts attention as if every token saw all L positions, so it is an upper bound: a causal kernel does half of that
+part, and one that skips what a document mask hides does `attention_flops_documents`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from curriculum.ledger import rehearse
+from curriculum.loader import CurriculumLoader
+from curriculum.plan import Plan, aligned, plan, spans, take_turns
+from curriculum.schedule import Schedule
+from pipeline.reader import Store
+from train.config import Config
+from train.model import GPT2
+from train.optimizer import learning_rate
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A step worth knowing the learning rate at."""
+
+    name: str
+    step: int
+    tokens_before: int
+    seqlen: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the run computes, and how long that takes."""
+
+    parameters: int
+    """That take part in matrix products: all but positions."""
+    flops: int
+    """Forward and backward of the whole run: an upper bound, see the module."""
+    attention_flops: int
+    """The part of it that grows with the length."""
+    attention_flops_documents: int | None
+    """That part if attention between documents is skipped; None for plain causal masks and before a rehearsal."""
+    shapes: list[tuple[int, int]]
+    """(rows, seqlen) of micro-batches on one rank: what a compiler sees, with `batch.micro_batch_tokens` of now."""
+    tflops: float | None
+    """Sustained by all devices together, as given."""
+    hours: float | None
+    """flops at that rate."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan and what it asks of the trainer."""
+
+    plan: Plan
+    landmarks: list[Landmark]
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **self.plan.to_json(),
+            "landmarks": [asdict(landmark) for landmark in self.landmarks],
+            "cost": asdict(self.cost),
+        }
+
+
+def forecast(config: Config, *, rehearsed: bool = True, tflops: float | None = None) -> tuple[Schedule, Forecast]:
+    """The resolved schedule and the forecast of a run; `rehearsed`: with a ledger of what the dealing serves.
+
+    Raises ConfigError where the data cannot feed the schedule.
+    """
+    store = Store.open(config.store)
+    schedule = config.schedule().resolve(store.tokens)
+    table = plan(schedule, store)
+    if rehearsed:
+        loader = CurriculumLoader(store, schedule, seed=config.run.seed)
+        table = dataclasses.replace(table, ledger=rehearse(loader))
+    cost = _cost(config, schedule, parameters(config, store.manifest.vocab_size), table, tflops)
+    return schedule, Forecast(table, landmarks(config, schedule), cost)
+
+
+def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
+    """End of the learning rate's warmup, end of the ramp, half of the tokens, last step; in the order of steps."""
+    steps, total = schedule.total_steps, schedule.total_tokens or 1
+    parts = spans(schedule)
+    found = {"first step": 0}
+    if 0 < config.optimizer.warmup_steps <= steps:
+        found["end of the LR warmup"] = config.optimizer.warmup_steps - 1
+    if len(parts) > 1 and not take_turns(parts):
+        found["end of the ramp"] = parts[-1].phase.first_step
+    found["half of the tokens"] = bisect.bisect_left(range(steps), total / 2, key=schedule.tokens_before)
+    found["last step"] = steps - 1
+    return [
+        Landmark(name, step, tokens, schedule.seqlen(step), learning_rate(config.optimizer, step, tokens, total))
+        for name, step in sorted(found.items(), key=lambda item: item[1])
+        for tokens in [schedule.tokens_before(step)]
+    ]
+
+
+def parameters(config: Config, vocab_size: int) -> int:
+    """Parameters of the model that take part in matrix products: all but positions."""
+    with torch.device("meta"):
+        model = GPT2(config.model, vocab_size, 1)
+    return sum(p.numel() for p in model.parameters()) - model.positions.weight.numel()
+
+
+def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
+    model, parts = config.model, spans(schedule)
+    each = 12 * model.layers * model.width  # FLOPs of attention for one token that sees one position
+    attention = each * sum(part.tokens * part.reach for part in parts)
+    flops = 6 * count * table.total_tokens + attention
+    windows = any(part.reach < part.phase.seqlen for part in parts)
+    apart = model.mask == "document" and table.ledger is not None and not windows
+    return Cost(
+        parameters=count,
+        flops=flops,
+        attention_flops=attention,
+        attention_flops_documents=each * table.ledger.attended if apart and table.ledger else None,
+        shapes=sorted(
+            {shape for part in parts for shape in _shapes(config, part.phase.seqlen, part.phase.sequences)}
+        ),
+        tflops=tflops,
+        hours=flops / (tflops * 1e12 * 3600) if tflops else None,
+    )
+
+
+def _shapes(config: Config, seqlen: int, sequences: int) -> Iterator[tuple[int, int]]:
+    """The shapes that `train.data.micro_batches` cuts a batch into."""
+    rows = max(1, config.batch.micro_batch_tokens // seqlen)
+    if sequences >= rows:
+        yield rows, seqlen
+    if sequences % rows:
+        yield sequences % rows, seqlen
+
+
+def render_forecast(what: Forecast) -> str:
+    """The trainer's side as text."""
+    cost = what.cost
+    heads = ["", "step", "tokens before", "seqlen", "LR"]
+    rows = [[m.name, f"{m.step:,}", f"{m.tokens_before:,}", f"{m.seqlen:,}", f"{m.lr:.3g}"] for m in what.landmarks]
+    share = cost.attention_flops / cost.flops
+    lines = [
+        "",
+        aligned([heads, *rows]),
+        "",
+        f"{len(cost.shapes)} shapes of micro-batches to compile",
+        f"{cost.flops:.3g} FLOPs at most with {cost.parameters:,} parameters, {share:.1%} of them attention",
+    ]
+    if cost.attention_flops_documents is not None:
+        part = cost.attention_flops_documents / cost.attention_flops
+        lines[-1] += f" (of which documents kept apart need {part:.1%})"
+    if cost.hours is not None:
+        hours = f"{cost.hours:,.1f}" if cost.hours >= 10 else f"{cost.hours:.2g}"
+        lines.append(f"{hours} hours at {cost.tflops:,g} TFLOP/s")
+    return "\n".join(lines)
