@@ -6,18 +6,22 @@ Shards are numbered by their unit and depend on it alone: the bytes are the same
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import Reading, Unit, documents, find_files, split_units
+from pipeline.corpus import documents, split_units
+from pipeline.documents import Reading, Unit
 from pipeline.draft import BUILD_FOLDER, Draft, Plan, same_parameters
 from pipeline.encoding import Vocabulary, choose_encoder, load_vocabulary
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
+from pipeline.files import STDIN, looking_ahead
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
+from pipeline.inputs import InputFile, find_files
 from pipeline.place import remove_tree
 from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult
 
@@ -32,10 +36,11 @@ class BuildOptions:
     """What a build is asked for."""
 
     inputs: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...] = ()
+    """Name and path of each input of a store of named sources; then there are no `inputs`."""
     tokenizer: Path
     out: Path
     reading: Reading = field(default_factory=Reading)
-    suffixes: tuple[str, ...] = ()
     eod: str | None = None
     bos: str | None = None
     validation_fraction: float = 0.0
@@ -112,6 +117,8 @@ def build_task(
         raise ConfigError(
             "no such task", found=f"{task}/{tasks}", allowed="i/n with i from 0 to n - 1 or from 1 to n"
         )
+    if STDIN in options.inputs:
+        raise ConfigError("a task cannot read standard input", allowed="files: every task splits the same ones")
     job = _Job(options)
     units, fresh = 0, []
     if (options.out / MANIFEST_NAME).exists():
@@ -162,7 +169,7 @@ class _Job:
         self.options = options
         self.draft = Draft(options.out)
         self.vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
-        self.files = find_files(options.inputs, options.suffixes)
+        self.files = find_files(options.inputs, options.reading, options.sources)
         self.parameters = _parameters(options, self.vocabulary, self.files)
         self.encoder = self.encoder_reason = ""
         out = options.out
@@ -174,6 +181,12 @@ class _Job:
 
     def finished(self) -> Manifest:
         """The manifest of the finished store, if it is this job's."""
+        if STDIN in self.options.inputs:
+            raise StoreError(
+                "the output exists, and standard input cannot be compared with what it was built from",
+                where=self.options.out,
+                remedy="choose another --out, or build it anew: --force",
+            )
         manifest = Manifest.load(self.options.out)
         same_parameters(manifest.parameters, self.parameters, self.options.out)
         return manifest
@@ -185,7 +198,7 @@ class _Job:
         self.draft.begin(self.plan, self.vocabulary.data)
         sample = _sample(self.units, self.options)
         self.encoder, self.encoder_reason = choose_encoder(self.vocabulary, sample, self.options.encoder)
-        return self.draft.done()
+        return {} if STDIN in self.options.inputs else self.draft.done()
 
     def run(self, tasks: list[tuple[int, Unit]]) -> Iterator[UnitResult]:
         """Build units."""
@@ -203,6 +216,8 @@ def _check(options: BuildOptions) -> None:
     if options.unit_bytes < 1 or options.workers < 1:
         found = f"--unit-bytes {options.unit_bytes} --workers {options.workers}"
         raise ConfigError("unit size and workers must be positive", found=found, allowed="1 or more")
+    if STDIN in options.inputs and options.engine not in (None, "inline"):
+        raise ConfigError("standard input is read in this process", found=f"--engine {options.engine}")
     if options.reading.separator == "":
         raise ConfigError("the separator is empty", allowed="any text, such as '<|endoftext|>'")
 
@@ -220,14 +235,18 @@ def _unit_options(options: BuildOptions, vocabulary: Vocabulary, encoder: str) -
     )
 
 
-def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Path]) -> dict[str, Any]:
+def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[InputFile]) -> dict[str, Any]:
     """All that decides the bytes of the store. Not `skip_bad`: a finished unit is the same with and without."""
     return {
-        "files": [[str(path), path.stat().st_size] for path in files],
+        "files": [[file.path, file.size] for file in files],
+        "sources": [list(pair) for pair in Counter(file.source for file in files).items()],
         "tokenizer": vocabulary.digest,
         "eod_id": vocabulary.eod_id,
         "bos_id": vocabulary.bos_id,
         "text_field": options.reading.text_field,
+        "id_field": options.reading.id_field,
+        "format": options.reading.format,
+        "max_record_bytes": options.reading.max_record_bytes,
         "separator": options.reading.separator,
         "validation_fraction": options.validation_fraction,
         "unit_bytes": options.unit_bytes,
@@ -240,7 +259,8 @@ def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
     each = SAMPLE_DOCUMENTS // len(chosen)
     found = (documents(unit, options.reading, lambda error: None) for unit in chosen)
     texts = (islice((text for batch in part for text in batch.texts), each) for part in found)
-    return [text[:100_000] for part in texts for text in part]
+    with looking_ahead():
+        return [text[:100_000] for part in texts for text in part]
 
 
 def _manifest(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:

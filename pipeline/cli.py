@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli_exchange import export, import_command, pack
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, echo_json
+from pipeline.cli_input import input_options
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, echo_json
 from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult, TaskResult
     from pipeline.unit import UnitResult
 
-INPUTS = click.argument("inputs", nargs=-1, required=True)
-TEXT_FIELD = click.option("--text-field", default="text", show_default=True, help="Field or column with the text.")
-SEPARATOR = click.option("--separator", help="Split text files here; without it a file is a document.")
-SUFFIX = click.option("--suffix", "suffixes", multiple=True, help="Take such text files from folders too: .py")
+_made = partial(click.option, cls=Option, section="What is made")
+_who = partial(click.option, cls=Option, section="Who builds it")
 
 
 class Task(click.ParamType):  # type: ignore[type-arg]
@@ -55,58 +55,45 @@ main.add_command(pack)
 
 
 @main.command()
-@INPUTS
-@click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="A tokenizer.json.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to make.")
-@TEXT_FIELD
-@SEPARATOR
-@SUFFIX
-@click.option("--eod", help="The end-of-document token, where its name is unusual.")
-@click.option("--bos", help="The beginning-of-document token, where its name is unusual.")
-@click.option(
-    "--validation-fraction", default=0.0, show_default=True, help="Share of documents held out, by content."
-)
-@click.option("--unit-bytes", type=Bytes(), default="64M", show_default=True, help="Input of one unit: one shard.")
-@click.option("--workers", default=1, show_default=True, help="Processes; the encoder has threads of its own.")
-@click.option("--engine", type=click.Choice(["inline", "processes", "ray"]), help="Who builds the units.")
-@click.option("--ray-address", help='A running Ray cluster, such as "auto"; without it Ray runs on this machine.')
-@click.option("--task", type=Task(), help="Only units i, i + n, ... of an array job; `finalize` commits.")
+@input_options
+@_made("--tokenizer", required=True, type=click.Path(path_type=Path), help="A tokenizer.json.")
+@_made("--out", required=True, type=click.Path(path_type=Path), help="The store to make.")
+@_made("--eod", help="The end-of-document token, where its name is unusual.")
+@_made("--bos", help="The beginning-of-document token, where its name is unusual.")
+@_made("--validation-fraction", default=0.0, show_default=True, help="Share of documents held out, by content.")
+@_made("--unit-bytes", type=Bytes(), default="64M", show_default=True, help="Input of one unit: one shard.")
+@_who("--workers", default=1, show_default=True, help="Processes; the encoder has threads of its own.")
+@_who("--engine", type=click.Choice(["inline", "processes", "ray"]), help="Who builds the units.")
+@_who("--ray-address", help='A running Ray cluster, such as "auto"; without it Ray runs on this machine.')
+@_who("--task", type=Task(), help="Only units i, i + n, ... of an array job; `finalize` commits.")
 @click.option("--skip-bad", is_flag=True, help="Leave out bad records, count and report them.")
 @click.option("--encoder", type=click.Choice(["auto", "fastokens", "tokenizers"]), default="auto", show_default=True)
 @FORCE
 @JSON
 def build(
-    inputs: tuple[str, ...],
-    tokenizer: Path,
-    out: Path,
-    text_field: str,
-    separator: str | None,
-    suffixes: tuple[str, ...],
-    task: tuple[int, int] | None,
-    force: bool,
-    as_json: bool,
-    **options: Any,
+    inputs: tuple[str, ...], out: Path, task: tuple[int, int] | None, force: bool, as_json: bool, **options: Any
 ) -> None:
-    """Build STORE from .jsonl, .txt and .parquet files, plain, .gz or .zst; folders and patterns too.
+    """Build STORE from text: files, folders, patterns, URLs (s3://, gs://, hf://, https://) or - for standard input.
 
+    Read are .jsonl, .txt, .parquet, .arrow and Hugging Face save_to_disk folders; jsonl and text also as .gz or .zst.
     A rerun of the same command goes on where a killed one stopped.
 
     \b
     slw-prep build books.jsonl --tokenizer tokenizer.json --out shards/books --validation-fraction 0.01
     slw-prep build 'src/**/*.py' --tokenizer tokenizer.json --out shards/code
+    slw-prep build --source web=s3://bucket/web/ --source code=code.parquet --tokenizer t.json --out shards/mix
+    zcat *.gz | slw-prep build - --format jsonl --tokenizer tokenizer.json --out shards/all
     """
     from pipeline import build as builder
-    from pipeline.corpus import Reading
     from pipeline.progress import ProgressLine
 
     if force and task:
         raise click.UsageError("--force would delete what other tasks built: remove the store first, then start them")
+    if inputs == ("-",):
+        click.echo("note: standard input cannot be read again: if it stops, begin from the start", err=True)
     if force:
         builder.remove(out)
-    reading = Reading(text_field=text_field, separator=separator)
-    settings = builder.BuildOptions(
-        inputs=inputs, tokenizer=tokenizer, out=out, reading=reading, suffixes=suffixes, **options
-    )
+    settings = builder.BuildOptions(inputs=inputs, out=out, **options)
     with ProgressLine("building", 1) as progress:
         if task:
             done = builder.build_task(settings, *task, report=_reporter(progress))
@@ -139,30 +126,17 @@ def finalize(store: Path, as_json: bool) -> None:
 
 
 @main.command()
-@INPUTS
-@click.option("--vocab-size", required=True, type=int, help="Tokens, 257 or more.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The tokenizer.json to make.")
-@TEXT_FIELD
-@SEPARATOR
-@SUFFIX
+@input_options
+@_made("--vocab-size", required=True, type=int, help="Tokens, 257 or more.")
+@_made("--out", required=True, type=click.Path(path_type=Path), help="The tokenizer.json to make.")
 @FORCE
 @JSON
-def tokenizer(
-    inputs: tuple[str, ...],
-    vocab_size: int,
-    out: Path,
-    text_field: str,
-    separator: str | None,
-    suffixes: tuple[str, ...],
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Train a byte-level BPE tokenizer on a corpus.
+def tokenizer(out: Path, vocab_size: int, as_json: bool, **options: Any) -> None:
+    """Train a byte-level BPE tokenizer on a corpus; inputs as for `slw-prep build`.
 
     \b
     slw-prep tokenizer books.jsonl --vocab-size 32000 --out tokenizer.json
     """
-    from pipeline.corpus import Reading
     from pipeline.vocabulary import END_OF_DOCUMENT, train_tokenizer
 
     seen = [0, 0]
@@ -171,10 +145,7 @@ def tokenizer(
         seen[0] += 1
         seen[1] += size
 
-    reading = Reading(text_field=text_field, separator=separator)
-    trained = train_tokenizer(
-        inputs, out, vocab_size=vocab_size, reading=reading, suffixes=suffixes, force=force, on_document=count
-    )
+    trained = train_tokenizer(out=out, vocab_size=vocab_size, on_document=count, **options)
     facts = {"out": str(out), "vocab_size": trained.get_vocab_size(), "eod": END_OF_DOCUMENT, "documents": seen[0]}
     if as_json:
         echo_json(facts)

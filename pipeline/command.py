@@ -16,8 +16,33 @@ FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 SPLIT = click.option("--split", default="train", show_default=True, help="train or validation.")
 
 
+class Option(click.Option):
+    """An option that stands under a heading in its command's help."""
+
+    def __init__(self, *names: Any, section: str = "Options", **more: Any) -> None:
+        super().__init__(*names, **more)
+        self.section = section
+
+
+class Command(click.Command):
+    """A click command whose help groups its options by their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those without a heading last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        rest = sections.pop("Options", [])
+        for heading, rows in [*sections.items(), ("Options", rest)]:
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
 class Group(click.Group):
     """A click group in which a user's mistake ends in a message and an exit status: 1 for data, 2 for the command."""
+
+    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; SlwError becomes "error: ..." on standard error."""

@@ -1,127 +1,55 @@
-"""Documents out of text files, JSON lines and Parquet, plain or compressed, split into units.
+"""A corpus: files split into units, and each unit read into documents by the reader of its kind.
 
 A unit is a deterministic part of the input, the grain of parallelism and of resume. Units depend on the files and on
-`unit_bytes` alone: a plain .jsonl file is split into byte ranges (a line belongs to the unit in which its first byte
-lies), Parquet into runs of row groups, small text files are put together, a compressed file stays whole.
-Nothing is held in memory beyond one document, one line or one row group.
+`unit_bytes` alone: plain lines and separated text are split into byte ranges (a record belongs to the unit in which
+its first byte lies), Parquet into runs of row groups, local Arrow files into runs of record batches, small text files
+are put together; what is compressed, or comes from standard input, stays whole.
+Nothing is held in memory beyond one record, one batch or one row group.
 """
 
 from __future__ import annotations
 
-import glob
-import gzip
-import io
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, cast
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
 
-from pipeline.errors import CorpusError
-
-COMPRESSIONS = (".gz", ".zst")
-LINES = (".jsonl", ".json", ".ndjson")
-TEXTS = (".txt", ".md")
-TABLES = (".parquet",)
-CHUNK_BYTES = 1 << 20
-BATCH_BYTES = 4 << 20
+from pipeline.documents import BATCH_BYTES, Bad, Documents, Reader, Reading, Record, Unit, batched
+from pipeline.errors import ConfigError, CorpusError
+from pipeline.files import STDIN, is_remote, lines_before, open_input, suffixes_of
+from pipeline.inputs import InputFile
+from pipeline.tables import arrow_sizes, parquet_sizes, read_arrow, read_parquet
+from pipeline.texts import read_separated, read_texts
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A part of the input. `first` and `end` are bytes of lines, row groups of tables, and 0, -1 for whole files."""
+def split_units(files: list[InputFile], unit_bytes: int, reading: Reading) -> list[Unit]:
+    """Units in the order of `files`, of about `unit_bytes` bytes of input each where it can be split.
 
-    kind: str
-    """A key of `READERS`."""
-    paths: tuple[str, ...]
-    first: int = 0
-    end: int = -1
-
-    @property
-    def name(self) -> str:
-        """For people: `books.jsonl [0:67108864]`."""
-        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
-        part = f" [{self.first}:{self.end}]" if self.end >= 0 else ""
-        return Path(self.paths[0]).name + more + part
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How to find the documents in a file."""
-
-    text_field: str = "text"
-    separator: str | None = None
-    """Text files are split at this string; None: a file is a document."""
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Consecutive records of the corpus: at most about `BATCH_BYTES` of text, or one document."""
-
-    texts: list[str]
-    rows: list[int]
-    """Byte offsets of lines or texts, row numbers of a table."""
-    ids: list[str] | None = None
-    """What the corpus calls them; None where nobody asked."""
-
-
-Record = tuple[str, int]
-"""Text and row of one document."""
-
-Bad = Callable[[CorpusError], None]
-"""Called with every bad record; raises it, or counts it and returns."""
-
-
-def find_files(inputs: tuple[str, ...], suffixes: tuple[str, ...] = ()) -> list[Path]:
-    """The files of `inputs`: files as they are, folders (known suffixes and `suffixes`) and patterns, sorted.
-
-    Raises CorpusError where an input does not exist, matches nothing, or nothing is left.
+    Raises CorpusError for a table that cannot be opened, ConfigError for ids out of text files, which have none.
     """
-    known = (*LINES, *TEXTS, *TABLES, *suffixes)
-    files: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_file():
-            found = [path]
-        elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in known)
-        else:
-            found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())  # noqa: PTH207
-        if not found:
-            raise CorpusError(
-                "no input file here",
-                where=name,
-                found="a folder without such files" if path.is_dir() else "nothing of that name",
-                allowed=f"a file, a pattern, or a folder with {', '.join(known)} (also .gz, .zst)",
-                remedy="check the path; --suffix .py adds a kind of text file" if path.is_dir() else "check the path",
-            )
-        files += found
-    return list(dict.fromkeys(files))
-
-
-def split_units(files: list[Path], unit_bytes: int, reading: Reading) -> list[Unit]:
-    """Units in the order of `files`, of about `unit_bytes` bytes of input each where it can be split."""
+    if reading.id_field and (texts := [file.path for file in files if file.format == "text"]):
+        raise ConfigError(
+            "a text file has no ids",
+            where=texts[0],
+            found=f"--id-field {reading.id_field}",
+            allowed="jsonl, parquet and arrow with --id-field",
+            remedy="leave --id-field out, or say what the file is: --format jsonl",
+        )
     units: list[Unit] = []
-    small: list[str] = []
-    size = 0
-    for path in files:
-        if kind := _splittable(path, reading):
-            if small:
-                units.append(Unit(kind="texts", paths=tuple(small)))
-                small, size = [], 0
-            units += _SPLITTERS[kind](path, unit_bytes)
+    together: list[InputFile] = []
+    for file in files:
+        if together and (not _is_one_text(file, reading) or file.source != together[0].source):
+            units.append(_text_unit(together))
+            together = []
+        if not _is_one_text(file, reading):
+            units += _SPLITTERS[file.format](file, unit_bytes)
             continue
-        small.append(str(path))
-        size += path.stat().st_size
-        if size >= unit_bytes:
-            units.append(Unit(kind="texts", paths=tuple(small)))
-            small, size = [], 0
-    if small:
-        units.append(Unit(kind="texts", paths=tuple(small)))
+        together.append(file)
+        if sum(max(part.size, 0) for part in together) >= unit_bytes:
+            units.append(_text_unit(together))
+            together = []
+    if together:
+        units.append(_text_unit(together))
     return units
 
 
@@ -133,134 +61,76 @@ def documents(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int = BATCH_B
     return READERS[unit.kind](unit, reading, bad, batch_bytes)
 
 
-def in_batches(records: Iterator[Record], batch_bytes: int) -> Iterator[Documents]:
-    """Put single records together until they have `batch_bytes` characters."""
-    texts: list[str] = []
-    rows: list[int] = []
-    size = 0
-    for text, row in records:
-        texts.append(text)
-        rows.append(row)
-        size += len(text)
-        if size >= batch_bytes:
-            yield Documents(texts, rows)
-            texts, rows, size = [], [], 0
-    if texts:
-        yield Documents(texts, rows)
+def _is_one_text(file: InputFile, reading: Reading) -> bool:
+    return file.format == "text" and reading.separator is None
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+def _text_unit(files: list[InputFile]) -> Unit:
+    return Unit(kind="texts", paths=tuple(file.path for file in files), source=files[0].source)
 
 
-def _splittable(path: Path, reading: Reading) -> str | None:
-    suffix = _suffix(path)
-    if suffix in TABLES:
-        return "table"
-    if suffix in LINES:
-        return "lines"
-    return "separated" if reading.separator is not None else None
+def _split_bytes(kind: str, file: InputFile, unit_bytes: int) -> list[Unit]:
+    if file.size < 0 or suffixes_of(file.path)[1]:
+        return [Unit(kind=kind, paths=(file.path,), source=file.source)]
+    starts = range(0, max(file.size, 1), unit_bytes)
+    ends = (min(at + unit_bytes, file.size) for at in starts)
+    return [
+        Unit(kind=kind, paths=(file.path,), source=file.source, first=at, end=end)
+        for at, end in zip(starts, ends, strict=True)
+    ]
 
 
-def _split_lines(path: Path, unit_bytes: int) -> list[Unit]:
-    if path.suffix in COMPRESSIONS:
-        return [Unit(kind="lines", paths=(str(path),))]
-    size = path.stat().st_size
-    starts = range(0, max(size, 1), unit_bytes)
-    return [Unit(kind="lines", paths=(str(path),), first=at, end=min(at + unit_bytes, size)) for at in starts]
-
-
-def _split_table(path: Path, unit_bytes: int) -> list[Unit]:
-    with _parquet(path) as table:
-        sizes = [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
+def _split_parts(kind: str, file: InputFile, sizes: list[int], unit_bytes: int) -> list[Unit]:
+    """Runs of row groups or record batches of `sizes` bytes."""
     units, first, size = [], 0, 0
-    for group, group_bytes in enumerate(sizes):
-        size += group_bytes
-        if size >= unit_bytes or group == len(sizes) - 1:
-            units.append(Unit(kind="table", paths=(str(path),), first=first, end=group + 1))
-            first, size = group + 1, 0
+    for part, part_bytes in enumerate(sizes):
+        size += part_bytes
+        if size >= unit_bytes or part == len(sizes) - 1:
+            units.append(Unit(kind=kind, paths=(file.path,), source=file.source, first=first, end=part + 1))
+            first, size = part + 1, 0
     return units
 
 
-def _split_separated(path: Path, unit_bytes: int) -> list[Unit]:
-    return [Unit(kind="separated", paths=(str(path),))]
+def _split_text(file: InputFile, unit_bytes: int) -> list[Unit]:
+    return _split_bytes("separated", file, unit_bytes)
 
 
-_SPLITTERS = {"lines": _split_lines, "table": _split_table, "separated": _split_separated}
+def _split_lines(file: InputFile, unit_bytes: int) -> list[Unit]:
+    return _split_bytes("lines", file, unit_bytes)
 
 
-def _open(path: str) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(Path(path).open("rb"), closefd=True))
-    return Path(path).open("rb")
+def _split_parquet(file: InputFile, unit_bytes: int) -> list[Unit]:
+    return _split_parts("parquet", file, parquet_sizes(file.path), unit_bytes)
 
 
-def _read(stream: IO[bytes], path: str, size: int = -1) -> bytes:
-    try:
-        return stream.read(size)
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError, OSError) as error:
-        raise _unreadable(path, error) from error
+def _split_arrow(file: InputFile, unit_bytes: int) -> list[Unit]:
+    if is_remote(file.path):
+        return [Unit(kind="arrow", paths=(file.path,), source=file.source)]
+    return _split_parts("arrow", file, arrow_sizes(file.path), unit_bytes)
 
 
-def _unreadable(path: str, error: Exception) -> CorpusError:
-    return CorpusError(
-        "the file cannot be read to its end",
-        where=path,
-        found=error,
-        remedy="is it complete? copy or download it again",
-    )
-
-
-def _texts(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
-    for path in unit.paths:
-        with _open(path) as stream:
-            data = _read(stream, path)
-        if (text := _decode(data, path, bad)) is not None:
-            yield text, 0
-
-
-def _separated(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
-    assert reading.separator is not None
-    path, separator = unit.paths[0], reading.separator.encode()
-    pending, row = b"", 0
-    with _open(path) as stream:
-        while chunk := _read(stream, path, CHUNK_BYTES):
-            *parts, pending = (pending + chunk).split(separator)
-            for part in parts:
-                if (text := _decode(part, f"{path}, byte {row}", bad)) is not None:
-                    yield text, row
-                row += len(part) + len(separator)
-    if pending and (text := _decode(pending, f"{path}, byte {row}", bad)) is not None:
-        yield text, row
-
-
-def _decode(data: bytes, where: str, bad: Bad) -> str | None:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        bad(CorpusError("not UTF-8 text", where=where, found=error, remedy="convert it, or leave it out: --skip-bad"))
-        return None
+_SPLITTERS: dict[str, Callable[[InputFile, int], list[Unit]]] = {
+    "jsonl": _split_lines,
+    "text": _split_text,
+    "parquet": _split_parquet,
+    "arrow": _split_arrow,
+}
 
 
 def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
     path = unit.paths[0]
-    with _open(path) as stream:
+    with open_input(path) as stream:
         at = unit.first
         if at > 0:  # the line that covers our first byte belongs to the unit before, unless it begins there
             stream.seek(at - 1)
             at += len(stream.readline()) - 1
         while unit.end < 0 or at < unit.end:
-            try:
-                line = stream.readline()
-            except (EOFError, gzip.BadGzipFile, zstandard.ZstdError, OSError) as error:
-                raise _unreadable(path, error) from error
+            line = stream.readline()
             if not line:
                 return
-            text = _text_of_line(line, reading.text_field, path, at, bad)
+            text = _text_of_line(line if at else line.removeprefix(BOM_UTF8), reading.text_field, path, at, bad)
             if text is not None:
-                yield text, at
+                yield text, at, None
             at += len(line)
 
 
@@ -273,7 +143,7 @@ def _text_of_line(line: bytes, field: str, path: str, at: int, bad: Bad) -> str 
         bad(
             CorpusError(
                 "a line that is not JSON",
-                where=f"{path}:{_line_number(path, at)}",
+                where=_line(path, at),
                 found=f"{error}: {line[:60]!r}",
                 allowed='one JSON object a line, such as {"text": "..."}',
                 remedy="mend the line, or leave such lines out: --skip-bad",
@@ -288,7 +158,7 @@ def _text_of_line(line: bytes, field: str, path: str, at: int, bad: Bad) -> str 
     bad(
         CorpusError(
             f"a record without the field {field!r}" if missing else f"the field {field!r} is not a string",
-            where=f"{path}:{_line_number(path, at)}",
+            where=_line(path, at),
             found=f"fields {fields}" if missing else type(text).__name__,
             remedy="name the field with the text: --text-field NAME; or leave such records out: --skip-bad",
         )
@@ -296,58 +166,16 @@ def _text_of_line(line: bytes, field: str, path: str, at: int, bad: Bad) -> str 
     return None
 
 
-def _line_number(path: str, at: int) -> int:
-    """1-based; counted only when there is something to report."""
-    number = 1
-    with _open(path) as stream:
-        while at > 0 and (chunk := stream.read(min(at, CHUNK_BYTES))):
-            number += chunk.count(b"\n")
-            at -= len(chunk)
-    return number
+def _line(path: str, at: int) -> str:
+    number = None if path == STDIN else lines_before(path, at)
+    return f"{path}:{number + 1}" if number is not None else f"{path}, byte {at}"
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError("not a readable Parquet file", where=path, found=error) from error
-
-
-def _table(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
-    path = unit.paths[0]
-    with _parquet(Path(path)) as table:
-        if reading.text_field not in table.schema_arrow.names:
-            raise CorpusError(
-                f"a table without the column {reading.text_field!r}",
-                where=path,
-                found=f"columns {', '.join(table.schema_arrow.names)}",
-                remedy="name the column with the text: --text-field NAME",
-            )
-        row = sum(table.metadata.row_group(i).num_rows for i in range(unit.first))
-        for batch in table.iter_batches(row_groups=list(range(unit.first, unit.end)), columns=[reading.text_field]):
-            for value in batch.column(0).to_pylist():
-                if isinstance(value, str):
-                    yield value, row
-                else:
-                    bad(
-                        CorpusError(
-                            f"the column {reading.text_field!r} holds no text here",
-                            where=f"{path}, row {row}",
-                            found=type(value).__name__ if value is not None else "null",
-                            remedy="leave such rows out: --skip-bad",
-                        )
-                    )
-                row += 1
-
-
-def _batched(read: Callable[[Unit, Reading, Bad], Iterator[Record]]) -> Reader:
-    return lambda unit, reading, bad, batch_bytes: in_batches(read(unit, reading, bad), batch_bytes)
-
-
-Reader = Callable[[Unit, Reading, Bad, int], Iterator[Documents]]
 READERS: dict[str, Reader] = {
-    "lines": _batched(_lines),
-    "separated": _batched(_separated),
-    "table": _batched(_table),
-    "texts": _batched(_texts),
+    "lines": batched(_lines),
+    "separated": batched(read_separated),
+    "texts": batched(read_texts),
+    "parquet": read_parquet,
+    "arrow": read_arrow,
 }
+"""One for each kind of unit."""

@@ -6,7 +6,8 @@
     STORE/validation/00000.arrow   held-out documents, same schema; only where a fraction was split off
 
 A shard's columns: `tokens` large_list<uint16|uint32> (one document, end-of-document token last, never null),
-`row` int64 (where the document stood in its source file: byte offset for lines and text, row number for tables).
+`row` int64 (where the document stood in its source file: byte offset for lines and text, row number for tables);
+where they were asked for `id` string (what the corpus calls the document) and `source` string (the named source).
 The lengths are the differences of the list offsets, so they are readable without touching a token.
 """
 
@@ -38,14 +39,14 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def shard_schema(dtype: np.dtype[Any]) -> pa.Schema:
-    """The Arrow schema of a shard whose tokens are of `dtype`."""
-    return pa.schema(
-        [
-            pa.field("tokens", pa.large_list(pa.from_numpy_dtype(dtype)), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
-        ]
-    )
+def shard_schema(dtype: np.dtype[Any], *, ids: bool = False, source: bool = False) -> pa.Schema:
+    """The Arrow schema of a shard whose tokens are of `dtype`, with a column `id` and `source` where asked for."""
+    fields = [
+        pa.field("tokens", pa.large_list(pa.from_numpy_dtype(dtype)), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+    ]
+    extra = [name for name, wanted in (("id", ids), ("source", source)) if wanted]
+    return pa.schema(fields + [pa.field(name, pa.string(), nullable=False) for name in extra])
 
 
 def length_histogram(lengths: np.ndarray) -> list[int]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.corpus import BATCH_BYTES, Documents, Reading, Unit, documents
+from pipeline.corpus import documents
+from pipeline.documents import BATCH_BYTES, Documents, Reading, Unit
 from pipeline.encoding import Encoder, Vocabulary, append_eod, make_encoder
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
@@ -123,7 +124,9 @@ class _Work:
         part = f".{earlier:03d}" if earlier else ""
         file = f"{SPLIT_FOLDERS[split]}/{self.index:05d}{part}.arrow"
         columns = self.pending[split].columns()
-        self.shards.append(write_shard(self.options.out, file, split, self.unit.name, *columns))
+        ids, source = self.pending[split].ids, self.unit.source
+        info = write_shard(self.options.out, file, split, self.unit.name, *columns, ids=ids, source=source)
+        self.shards.append(info)
         self.pending[split] = _Pending()
 
     def on_bad(self, error: CorpusError) -> None:
@@ -142,6 +145,7 @@ class _Pending:
         self.tokens: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
         self.rows: list[int] = []
+        self.ids: list[str] | None = None
         self.text_bytes = 0
 
     def add(self, encoder: Encoder, chosen: Documents, vocabulary: Vocabulary) -> None:
@@ -150,6 +154,8 @@ class _Pending:
         self.tokens.append(tokens)
         self.lengths.append(lengths)
         self.rows += chosen.rows
+        if chosen.ids is not None:
+            self.ids = (self.ids or []) + chosen.ids
         self.text_bytes += sum(len(text) for text in chosen.texts)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -59,7 +59,8 @@ def _damage_of(path: Path, shard: ShardInfo, manifest: Manifest) -> str | None:
 
 
 def _damage_of_batch(batch: pa.RecordBatch, shard: ShardInfo, manifest: Manifest) -> str | None:  # noqa: PLR0911
-    if batch.schema != shard_schema(np.dtype(manifest.token_dtype)):
+    names = batch.schema.names
+    if batch.schema != shard_schema(np.dtype(manifest.token_dtype), ids="id" in names, source="source" in names):
         return f"unexpected columns: {batch.schema}"
     column = batch.column("tokens")
     offsets = column.offsets.to_numpy()

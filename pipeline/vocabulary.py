@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.corpus import Reading, documents, find_files, split_units
+from pipeline.corpus import documents, split_units
+from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError, StoreError
+from pipeline.inputs import find_files
 from pipeline.writer import write_atomically
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -22,11 +24,11 @@ def train_tokenizer(
     *,
     vocab_size: int,
     reading: Reading,
-    suffixes: tuple[str, ...] = (),
+    sources: tuple[tuple[str, str], ...] = (),
     force: bool = False,
     on_document: Callable[[int], None] = lambda text_bytes: None,
 ) -> Tokenizer:
-    """Train on all documents of `inputs` and save OUT, a tokenizer.json.
+    """Train on all documents of `inputs`, or of `sources` (name, path), and save OUT, a tokenizer.json.
 
     Raises ConfigError for a vocabulary under 257, StoreError where OUT exists, CorpusError for the corpus.
     """
@@ -49,7 +51,7 @@ def train_tokenizer(
 
     def texts() -> Iterator[str]:
         nonlocal seen
-        for unit in split_units(find_files(inputs, suffixes), 1 << 30, reading):
+        for unit in split_units(find_files(inputs, reading, sources), 1 << 30, reading):
             for text in (text for batch in documents(unit, reading, _raise) for text in batch.texts):
                 seen += len(text)
                 on_document(len(text))
@@ -58,7 +60,9 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts(), trainer)
     if not seen:
         raise CorpusError(
-            "the corpus is empty", where=", ".join(inputs[:3]), remedy="check the input and --text-field"
+            "the corpus is empty",
+            where=", ".join([*inputs, *(path for _, path in sources)][:3]),
+            remedy="check the input and --text-field",
         )
     write_atomically(out, lambda path: tokenizer.save(str(path)))
     return tokenizer

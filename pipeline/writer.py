@@ -40,13 +40,27 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_shard(
-    store: Path, file: str, split: str, unit: str, tokens: np.ndarray, lengths: np.ndarray, rows: np.ndarray
+    store: Path,
+    file: str,
+    split: str,
+    unit: str,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    rows: np.ndarray,
+    *,
+    ids: list[str] | None = None,
+    source: str = "",
 ) -> ShardInfo:
     """Write documents of `lengths` (int64 [documents]) out of `tokens` (uint16 or uint32) as STORE/`file`."""
-    schema = shard_schema(tokens.dtype)
+    schema = shard_schema(tokens.dtype, ids=ids is not None, source=bool(source))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int64())
     column = pa.LargeListArray.from_arrays(offsets, pa.array(tokens), type=schema.field("tokens").type)
-    batch = pa.RecordBatch.from_arrays([column, pa.array(rows, type=pa.int64())], schema=schema)
+    columns = [column, pa.array(rows, type=pa.int64())]
+    if ids is not None:
+        columns.append(pa.array(ids, type=pa.string()))
+    if source:
+        columns.append(pa.repeat(pa.scalar(source), len(lengths)))
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
     sink = _Digesting()
 
     def write(path: Path) -> None:
@@ -65,6 +79,7 @@ def write_shard(
         tokens=len(tokens),
         length_histogram=length_histogram(lengths),
         unit=unit,
+        source=source,
     )
 
 

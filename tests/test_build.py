@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pipeline.build import BuildOptions, build, remove
-from pipeline.corpus import Reading, documents, find_files, split_units
+from pipeline.corpus import documents, split_units
+from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
 from pipeline.encoding import choose_encoder, load_vocabulary
 from pipeline.errors import CorpusError, StoreError, TokenizerError
 from pipeline.format import Manifest
+from pipeline.inputs import find_files
 from pipeline.reader import Store
 from pipeline.unit import in_validation
 from pipeline.verify import verify
@@ -109,7 +111,7 @@ def test_no_line_is_lost_or_read_twice_at_any_unit_size(tmp_path_factory, texts,
     path = tmp_path_factory.mktemp("lines") / "corpus.jsonl"
     lines = [orjson.dumps({"text": text}) for text in texts]
     path.write_bytes((b"\n\n" if blank else b"\n").join(lines))
-    units = split_units([path], unit_bytes, Reading())
+    units = split_units(find_files((str(path),), Reading()), unit_bytes, Reading())
     batches = [batch for unit in units for batch in documents(unit, Reading(), lambda error: None)]
     found = [record for batch in batches for record in zip(batch.texts, batch.rows, strict=True)]
     assert [text for text, _ in found] == texts
@@ -253,10 +255,10 @@ def test_the_remedy_of_a_first_error_can_be_followed_at_once(tokenizer, tmp_path
 def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
     out = tmp_path / "s"
     with pytest.raises(CorpusError, match="nowhere"):
-        find_files((str(tmp_path / "nowhere.jsonl"),))
+        find_files((str(tmp_path / "nowhere.jsonl"),), Reading())
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match="no input file"):
-        find_files((str(tmp_path / "empty"),))
+        find_files((str(tmp_path / "empty"),), Reading())
     (tmp_path / "e.jsonl").write_text("\n")
     with pytest.raises(CorpusError, match="corpus is empty"):
         build(options(tokenizer, out, tmp_path / "e.jsonl"))

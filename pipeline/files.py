@@ -1,0 +1,269 @@
+"""Opening what is read: local files, any fsspec URL, standard input; plain, .gz or .zst.
+
+Every stream is a buffered binary one, so that a reader need not know where its bytes come from. Remote files are read
+by ranges of `REMOTE_BLOCK_BYTES`. A file that ends too early, is damaged, or cannot be fetched is a CorpusError that
+names it: never a shorter corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+import zstandard
+
+from pipeline.errors import ConfigError, CorpusError
+
+STDIN = "-"
+COMPRESSIONS = (".gz", ".zst")
+REMOTE_BLOCK_BYTES = 8 << 20
+COUNT_LINES_BYTES = 1 << 30
+"""Line numbers are counted for records in the first GiB of a file; beyond, its byte offset is named."""
+_CHUNK_BYTES = 1 << 20
+_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` makes
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::)")
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is a URL (`s3://...`, `zip://a.txt::b.zip`), not a local path or `-`. See `local_path` first."""
+    return bool(_URL.match(path))
+
+
+def local_path(path: str) -> str:
+    """`file:///a/b` and `local://...` as the plain path they mean; anything else as it is."""
+    for scheme in ("file://", "local://"):
+        if path.startswith(scheme) and "::" not in path:
+            return path.removeprefix(scheme)
+    return path
+
+
+def suffixes_of(path: str) -> tuple[str, str]:
+    """Suffix and compression of a path or URL, lower case: `.jsonl`, `.gz`. A URL's query does not count."""
+    name = next((part for part in path.split("::") if "://" in part), path)
+    if name.startswith(("http://", "https://")):
+        name = unquote(urlsplit(name).path)
+    pure = PurePosixPath(name.lower())
+    if pure.suffix in COMPRESSIONS:
+        return PurePosixPath(pure.stem).suffix, pure.suffix
+    return pure.suffix, ""
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `url`, and the path in it.
+
+    Raises ConfigError where the protocol is unknown, or its library is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    protocol = re.split("://|::", url, maxsplit=1)[0]
+    try:
+        with _fetching(url):
+            found: tuple[Any, str] = url_to_fs(url)
+            return found
+    except ImportError as error:
+        raise ConfigError(
+            f"reading {protocol}:// needs a library that is not installed",
+            where=url,
+            found=error,
+            remedy=f"pip install {_package(protocol)}",
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            "not a URL that can be read", where=url, found=error, remedy="check the protocol"
+        ) from error
+
+
+@contextlib.contextmanager
+def open_input(path: str) -> Iterator[BinaryIO]:
+    """A stream of the bytes of `path`, decompressed; one that is plain can be seeked in, but for `-`.
+
+    Raises CorpusError where it cannot be opened; and inside the block where it cannot be read on to its end.
+    """
+    try:
+        with _open(path) as stream:
+            yield stream
+    except (EOFError, zlib.error, zstandard.ZstdError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: Exception) -> CorpusError:
+    """The error of a file whose bytes cannot be had."""
+    return CorpusError(
+        "the file cannot be read to its end",
+        where="standard input" if path == STDIN else path,
+        found=error,
+        remedy="is it complete? copy or download it again; the same command goes on where it stopped",
+    )
+
+
+def open_raw(path: str) -> BinaryIO:
+    """A stream of the bytes of `path` as they are, seekable but for `-`. Raises OSError, ConfigError."""
+    if path == STDIN:
+        return io.BufferedReader(_StandardInput(), _CHUNK_BYTES)
+    if not is_remote(path):
+        return Path(path).open("rb")
+    return io.BufferedReader(_Remote(path), _CHUNK_BYTES)
+
+
+def lines_before(path: str, at: int) -> int | None:
+    """Newlines in the first `at` bytes of a plain file; None where that is beyond `COUNT_LINES_BYTES`."""
+    if at > COUNT_LINES_BYTES:
+        return None
+    number = 0
+    with open_input(path) as stream:
+        while at > 0 and (chunk := stream.read(min(at, _CHUNK_BYTES))):
+            number += chunk.count(b"\n")
+            at -= len(chunk)
+    return number
+
+
+@contextlib.contextmanager
+def looking_ahead() -> Iterator[None]:
+    """What is read from standard input in this block is kept, and read again by whoever opens it next."""
+    _StandardInput.keep = True
+    try:
+        yield
+    finally:
+        _StandardInput.keep = False
+
+
+def _open(path: str) -> BinaryIO:
+    compression = suffixes_of(path)[1] if path != STDIN else ""
+    raw = open_raw(path)
+    if compression == ".gz":
+        return cast(BinaryIO, _Gzip(raw))
+    if compression == ".zst":
+        return io.BufferedReader(_Zstandard(raw), _CHUNK_BYTES)
+    return raw
+
+
+def _package(protocol: str) -> str:
+    known = {"s3": "'slw[s3]'", "s3a": "'slw[s3]'", "http": "'slw[http]'", "https": "'slw[http]'"}
+    others = {"gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
+    return known.get(protocol) or others.get(protocol) or f"the fsspec library for {protocol}://"
+
+
+@contextlib.contextmanager
+def _fetching(url: str) -> Iterator[None]:
+    """Whatever a protocol's library raises becomes an OSError, but for what `filesystem` tells apart."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError):
+        raise
+    except Exception as error:  # each library has a tree of its own
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+class _Gzip(gzip.GzipFile):
+    """Closes the file it reads from too."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._raw = raw
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
+
+
+class _Zstandard(io.RawIOBase):
+    """Frame after frame; unlike the library's own stream, an end within a frame is an error."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not len(self._output) and self._advance():
+            pass
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+    def _advance(self) -> bool:
+        """Decompress a little more; False at the end of the file."""
+        rest = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+        data = rest or self._raw.read(1 << 16)
+        if not data:
+            if self._frame is not None and not self._frame.eof:
+                raise EOFError("the compressed data ends within a frame")
+            return False
+        if self._frame is None or self._frame.eof:
+            self._frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
+        self._output = memoryview(self._frame.decompress(data))
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Remote(io.RawIOBase):
+    """An fsspec file; every failure is an OSError."""
+
+    def __init__(self, url: str) -> None:
+        files, path = filesystem(url)
+        with _fetching(url):
+            self._file = files.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _fetching("seek"):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _fetching("read"):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+class _StandardInput(io.RawIOBase):
+    """Standard input, begun again with what `looking_ahead` kept of it."""
+
+    keep = False
+    kept: list[bytes] = []  # noqa: RUF012  # there is one standard input
+
+    def __init__(self) -> None:
+        self._again = [] if _StandardInput.keep else _StandardInput.kept
+        if not _StandardInput.keep:
+            _StandardInput.kept = []
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._again.pop(0) if self._again else sys.stdin.buffer.read(len(buffer))
+        if len(data) > len(buffer):
+            self._again.insert(0, data[len(buffer) :])
+            data = data[: len(buffer)]
+        if _StandardInput.keep:
+            _StandardInput.kept.append(data)
+        buffer[: len(data)] = data
+        return len(data)
