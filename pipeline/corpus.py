@@ -128,14 +128,16 @@ def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
             line = stream.readline()
             if not line:
                 return
-            text = _text_of_line(line if at else line.removeprefix(BOM_UTF8), reading.text_field, path, at, bad)
-            if text is not None:
-                yield text, at, None
+            data = line if at else line.removeprefix(BOM_UTF8)
+            text = _field_of_line(data, reading.text_field, path, at, bad)
+            name = _field_of_line(data, reading.id_field, path, at, bad) if text is not None else None
+            if text is not None and (name is not None or not reading.id_field):
+                yield text, at, name
             at += len(line)
 
 
-def _text_of_line(line: bytes, field: str, path: str, at: int, bad: Bad) -> str | None:
-    if not line.strip():
+def _field_of_line(line: bytes, field: str | None, path: str, at: int, bad: Bad) -> str | None:
+    if not line.strip() or field is None:
         return None
     try:
         record = orjson.loads(line)
@@ -153,6 +155,8 @@ def _text_of_line(line: bytes, field: str, path: str, at: int, bad: Bad) -> str 
     text = record.get(field) if isinstance(record, dict) else None
     if isinstance(text, str):
         return text
+    if type(text) is int:
+        return str(text)
     fields = ", ".join(record) if isinstance(record, dict) else f"no object but a {type(record).__name__}"
     missing = not isinstance(record, dict) or field not in record
     bad(

@@ -17,7 +17,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import Unit
+from pipeline.documents import Unit
 from pipeline.errors import ConfigError, StoreError
 from pipeline.unit import UnitOptions, UnitResult, build_units
 

@@ -3,7 +3,7 @@
 import orjson
 
 from pipeline.build import BuildOptions
-from pipeline.corpus import Reading
+from pipeline.documents import Reading
 from pipeline.format import digest_bytes
 from pipeline.vocabulary import train_tokenizer
 

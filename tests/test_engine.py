@@ -9,7 +9,7 @@ from corpora import bytes_of, options, tokenizer_of, write_jsonl
 
 from pipeline import build as b
 from pipeline import engine
-from pipeline.corpus import Unit
+from pipeline.documents import Unit
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import Manifest
 
