@@ -130,13 +130,15 @@ def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
                 return
             data = line if at else line.removeprefix(BOM_UTF8)
             text = _field_of_line(data, reading.text_field, path, at, bad)
-            name = _field_of_line(data, reading.id_field, path, at, bad) if text is not None else None
+            name = _field_of_line(data, reading.id_field, path, at, bad, integers=True) if text is not None else None
             if text is not None and (name is not None or not reading.id_field):
                 yield text, at, name
             at += len(line)
 
 
-def _field_of_line(line: bytes, field: str | None, path: str, at: int, bad: Bad) -> str | None:
+def _field_of_line(
+    line: bytes, field: str | None, path: str, at: int, bad: Bad, *, integers: bool = False
+) -> str | None:
     if not line.strip() or field is None:
         return None
     try:
@@ -155,7 +157,7 @@ def _field_of_line(line: bytes, field: str | None, path: str, at: int, bad: Bad)
     text = record.get(field) if isinstance(record, dict) else None
     if isinstance(text, str):
         return text
-    if type(text) is int:
+    if integers and type(text) is int:
         return str(text)
     fields = ", ".join(record) if isinstance(record, dict) else f"no object but a {type(record).__name__}"
     missing = not isinstance(record, dict) or field not in record

@@ -96,7 +96,7 @@ def test_separators_are_found_across_chunks_and_long_documents_are_read_once(tmp
     assert texts_in(Reading(separator="\n\n\n"), tmp_path / "n.txt", unit_bytes=4) == whole
 
 
-@pytest.mark.parametrize("form", ["parquet", "arrow", "arrow file", "hugging face"])
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "parquet", "arrow", "arrow file", "hugging face"])
 def test_ids_are_kept_and_integers_become_strings(tmp_path, form):
     path, reading = write_form(tmp_path, form, ["a", "b", "c", "d"])
     found = read(dataclasses.replace(reading, id_field="id"), path, unit_bytes=10)
