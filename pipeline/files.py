@@ -14,6 +14,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -79,6 +80,20 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise ConfigError(
             "not a URL that can be read", where=url, found=error, remedy="check the protocol"
         ) from error
+
+
+@lru_cache(maxsize=1024)
+def has_ranges(url: str) -> bool:
+    """Whether parts of `url` can be fetched; only a web server has to be asked."""
+    if not url.startswith(("http://", "https://")):
+        return True
+    files, path = filesystem(url)
+    try:
+        with _fetching(url), files.open(path, "rb", block_size=1, cache_type="none") as stream:
+            stream.seek(1)
+            return len(stream.read(1)) <= 1
+    except (OSError, ValueError):  # it sends all or nothing
+        return False
 
 
 @contextlib.contextmanager
@@ -215,9 +230,10 @@ class _Remote(io.RawIOBase):
     """An fsspec file; every failure is an OSError."""
 
     def __init__(self, url: str) -> None:
-        files, path = filesystem(url)
+        self._files, path = filesystem(url)  # kept: an archive is closed with its filesystem
+        block_bytes = REMOTE_BLOCK_BYTES if has_ranges(url) else 0
         with _fetching(url):
-            self._file = files.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
+            self._file = self._files.open(path, "rb", block_size=block_bytes)
 
     def readable(self) -> bool:
         return True

@@ -17,7 +17,7 @@ import orjson
 
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.files import STDIN, filesystem, is_remote, local_path, open_input, suffixes_of
+from pipeline.files import STDIN, filesystem, has_ranges, is_remote, local_path, open_input, suffixes_of
 
 FORMATS = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -183,17 +183,13 @@ def _remote_sizes(url: str) -> tuple[dict[str, int], bool]:
     fixed = path if folder else re.split(r"[*?\[]", path)[0].rpartition("/")[0]
     for name in sorted(found, key=_by_parts):
         if found[name]["type"] == "file" and not (_hidden(name.removeprefix(fixed)) and name != path):
-            sizes[_as_url(url, files, name)] = _remote_size(found[name], web)
+            full, size = _as_url(url, name), found[name].get("size")
+            sizes[full] = int(size) if size is not None and has_ranges(full) else -1
     return sizes, folder
 
 
-def _remote_size(info: dict[str, Any], web: bool) -> int:
-    by_ranges = info.get("partial", False) if web else True
-    return int(info["size"]) if by_ranges and info.get("size") is not None else -1
-
-
-def _as_url(url: str, files: Any, name: str) -> str:
-    """`name`, a path in `files`, as a URL like `url`, with what follows it in a chain."""
+def _as_url(url: str, name: str) -> str:
+    """`name`, a path in the filesystem of `url`, as a URL like it, with what follows in a chain."""
     parts = url.split("::")
     at = next(i for i, part in enumerate(parts) if "://" in part)
     scheme = parts[at].split("://")[0]
