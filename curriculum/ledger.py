@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curriculum.loader import CurriculumLoader
+from curriculum.planner import PLANNERS
 from pipeline.packing import least_cuts
 
 
@@ -56,8 +57,7 @@ def rehearse(loader: CurriculumLoader) -> Ledger:
     store, schedule = loader.store, loader.schedule
     served = np.zeros(store.documents, dtype=np.int64)
     pieces = attended = 0
-    planner = loader.planner()
-    for _, packed in loader.planned(planner=planner):
+    for _, packed in loader.planned():
         np.add.at(served, packed.document, packed.length)
         pieces += len(packed.document)
         attended += int(np.dot(packed.length, packed.length))
@@ -67,7 +67,7 @@ def rehearse(loader: CurriculumLoader) -> Ledger:
     return Ledger(
         targets=targets,
         padding=schedule.tokens_before(schedule.total_steps) - targets,
-        lost=planner.lost,
+        lost=PLANNERS[schedule.planner].lost(loader.order),
         served_least=int((served // store.lengths).min()),
         served_most=int(times.max()),
         pieces=pieces,

@@ -1,24 +1,29 @@
 """Batches of a schedule from a store: the global batch at a step depends on (store, schedule, seed) alone.
 
 Every rank plans the same deals and gathers only its own rows, in a background thread that stays a few batches ahead.
-State is the step, the seed and the schedules so far; loading it plans the past anew without reading a token of it.
+State is the step, the seed and the schedules so far; loading it plans a window of tokens anew without reading one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from curriculum.batch import Allocate, Batch, allocate_int64, make_batches, windowed
-from curriculum.planner import PLANNERS, Planner, sequences_of
+from curriculum.dealing import sequences_of
+from curriculum.mixture import Mixture
+from curriculum.order import Order
+from curriculum.planner import plan_steps
 from curriculum.prefetch import Prefetch
 from curriculum.schedule import Schedule
+from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 CHUNK_TOKENS = 1 << 15
 """Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
 
@@ -28,8 +33,9 @@ class CurriculumLoader:
 
     `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
     it owns a thread. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
-    are made, for example pinned memory (docs/serving.md). Raises ConfigError where the schedule asks for more data
-    than there are, or a batch has fewer sequences than ranks.
+    are made, for example pinned memory (docs/serving.md). `mixture` weighs the store's sources; `window_tokens`
+    are dealt together (docs/dealing.md). Raises ConfigError where the schedule asks for more data than there are, or
+    a batch has fewer sequences than ranks.
     """
 
     def __init__(
@@ -42,21 +48,28 @@ class CurriculumLoader:
         world_size: int = 1,
         prefetch: int = 2,
         allocate: Allocate = allocate_int64,
+        mixture: Mixture | None = None,
+        window_tokens: int = WINDOW_TOKENS,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
         self.store = store
-        self.schedule = _checked(schedule.resolve(store.tokens), world_size)
-        self.seed = seed
+        self.order = Order.begin(store, schedule, seed=seed, mixture=mixture, window_tokens=window_tokens)
+        """What all batches follow from."""
+        _check_ranks(self.schedule, world_size)
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
         self.allocate = allocate
         self.step = 0
         """Batches handed out so far."""
-        self._history: list[tuple[int, Schedule]] = [(0, self.schedule)]
         self._chunks: Prefetch[list[Batch]] | None = None
         self._chunk: Iterator[Batch] = iter(())
+
+    @property
+    def schedule(self) -> Schedule:
+        """The whole run's schedule, with the changes so far."""
+        return self.order.schedule
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -91,11 +104,9 @@ class CurriculumLoader:
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values: where the batch handed out last left off. The same on every rank."""
         return {
-            "version": STATE_VERSION,
-            "store": self.store.fingerprint,
-            "seed": self.seed,
+            **self._identity(),
             "step": self.step,
-            "schedules": [[step, schedule.to_json()] for step, schedule in self._history],
+            "schedules": [[step, schedule.to_json()] for step, schedule in self.order.asked],
         }
 
     def load_state_dict(self, state: dict[str, Any], *, change_schedule: bool = False) -> None:
@@ -104,8 +115,7 @@ class CurriculumLoader:
         Raises RunError where store, seed or schedule are not those of `state`. With `change_schedule` this loader's
         schedule holds from here on: what was served stays served.
         """
-        found = {"version": STATE_VERSION, "store": self.store.fingerprint, "seed": self.seed}
-        for name, value in found.items():
+        for name, value in self._identity().items():
             if state.get(name) != value:
                 raise RunError(
                     f"the loader's state is of another {name}",
@@ -113,20 +123,33 @@ class CurriculumLoader:
                     allowed=f"{value} (this loader)",
                 )
         step = int(state["step"])
-        history = [(int(first), Schedule.from_json(schedule)) for first, schedule in state["schedules"]]
-        if history[-1][1] != self.schedule:
+        schedules = [(int(first), Schedule.from_json(schedule)) for first, schedule in state["schedules"]]
+        asked = self.order.asked[-1][1]
+        if schedules[-1][1] != asked:
             if not change_schedule:
                 raise RunError(
                     "the schedule is not the one of the saved state",
-                    found=_difference(self.schedule, history[-1][1]),
+                    found=_difference(asked, schedules[-1][1]),
                     remedy="keep it, or change it from here on: load_state_dict(state, change_schedule=True)",
                 )
-            changed = history[-1][1].changed_at(step, self.schedule)
-            history.append((step, _checked(changed, self.world_size)))
+            schedules.append((step, asked))
+        order = replace(self.order, asked=tuple(schedules[:1]), history=tuple(schedules[:1]))
+        for first, schedule in schedules[1:]:
+            order = order.changed_at(first, schedule)
+        _check_ranks(order.schedule, self.world_size)
         self.close()
-        self.step = step
-        self.schedule = history[-1][1]
-        self._history = history
+        self.step, self.order = step, order
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a state to be of this loader."""
+        mixture = self.order.mixture
+        return {
+            "version": STATE_VERSION,
+            "store": self.store.fingerprint,
+            "seed": self.order.seed,
+            "mixture": mixture.to_json() if mixture else None,
+            "window_tokens": self.order.window_tokens,
+        }
 
     def close(self) -> None:
         """Stop the thread; iterating again starts a new one at the next batch."""
@@ -152,21 +175,9 @@ class CurriculumLoader:
                 yield [windowed(batch, schedule.window(batch.step), schedule.window_positions) for batch in made]
                 rows, targets = [], []
 
-    def planner(self) -> Planner:
-        """What plans this run, at its beginning."""
-        return PLANNERS[self.schedule.planner](self.store.lengths, self.seed)
-
-    def planned(self, first: int = 0, planner: Planner | None = None) -> Iterator[tuple[int, Packed]]:
-        """(step, global batch) of every step from `first` on; reads no token. `planner`: one at its beginning.
-
-        The past is dealt again, under the schedules it was dealt under.
-        """
-        planner = planner or self.planner()
-        ends = [start for start, _ in self._history[1:]] + [self.schedule.total_steps]
-        for (start, schedule), end in zip(self._history, ends, strict=True):
-            for step, packed in planner.steps(schedule, start, end):
-                if step >= first:
-                    yield step, packed
+    def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:
+        """(step, global batch) of every step from `first` on; reads no token, quick wherever `first` is."""
+        return plan_steps(self.order, first)
 
     def own_rows(self, step: int) -> tuple[int, int]:
         """Rows `first` to `last` - 1 of the global batch at `step` are this rank's."""
@@ -181,7 +192,7 @@ def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[B
         yield from loader
 
 
-def _checked(schedule: Schedule, world_size: int) -> Schedule:
+def _check_ranks(schedule: Schedule, world_size: int) -> None:
     fewest = min(schedule.phases, key=lambda phase: phase.sequences)
     if fewest.sequences < world_size:
         raise ConfigError(
@@ -191,7 +202,6 @@ def _checked(schedule: Schedule, world_size: int) -> Schedule:
             allowed=f"{world_size} or more",
             remedy="raise the global batch",
         )
-    return schedule
 
 
 def _difference(ours: Schedule, theirs: Schedule) -> str:

@@ -1,7 +1,7 @@
 """What was, or will be, in a batch: from a step to its documents, from a document to its steps.
 
 The steps are planned again exactly as the loader plans them, under all the schedules of its history: no token is
-read, nothing needs to have been logged. Price: planning the run up to the step, or the whole run for a document.
+read, nothing needs to have been logged. Price: planning a window for a step, the whole run for a document.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from curriculum.dealing import sequences_of
 from curriculum.loader import CurriculumLoader
-from curriculum.planner import sequences_of
 from pipeline.errors import ConfigError
 from pipeline.origin import Origin, origin
 from pipeline.packing import Packed

@@ -1,14 +1,12 @@
-"""The dealer: every token once an epoch, no padding, few cuts, diverse rows, integers only."""
-
-import hashlib
+"""The dealer of one window: every token once at any lengths, even pace, no padding, integers only."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from orders import columns, times_served
 
-from curriculum.dealer import DEAL_SEQUENCES, Dealer, _hash, _hashes
-from pipeline.packing import least_cuts
+from curriculum.dealer import Dealer, _first_read, _hash, _place, hashes
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 DEALS = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=40)
@@ -20,60 +18,38 @@ def positions(packed, first=0, last=None):
     return [(int(d), int(s + k)) for d, s, n in triples for k in range(n)]
 
 
-@given(LENGTHS, DEALS, st.integers(0, 2**62), st.integers(1, 3))
-def test_every_token_once_an_epoch_at_any_lengths_with_deals_taken_back(lengths, deals, seed, epochs):
-    dealer = Dealer(np.array(lengths), seed=seed, epochs=epochs)
+def one_batch(sequences):
+    return np.array([sequences])
+
+
+@given(LENGTHS, DEALS, st.integers(0, 2**62))
+def test_every_token_once_at_any_lengths_with_deals_taken_back(lengths, deals, seed):
+    dealer = Dealer(np.array(lengths), key=seed)
     served = []
-    while dealer.tokens_left:
+    while dealer.tokens:
         for seqlen, sequences, kept in deals:
-            packed = dealer.deal(seqlen, sequences)
+            packed = dealer.deal(seqlen, np.arange(1, sequences + 1) if kept % 2 else one_batch(sequences))
             held = [int(packed.length[a:b].sum()) for a, b in zip(packed.offsets, packed.offsets[1:], strict=False)]
             assert all(n == seqlen for n in held[:-1])
             assert all(0 < n <= seqlen for n in held)
-            if packed.sequences == sequences and kept < sequences and kept:
+            if packed.sequences == sequences and 0 < kept < sequences:
                 dealer.take_back(packed, kept)
                 served += positions(packed, 0, kept)
             else:
-                assert (packed.sequences == sequences and held[-1] == seqlen) or not dealer.tokens_left
+                assert (packed.sequences == sequences and held[-1] == seqlen) or not dealer.tokens
                 served += positions(packed)
-            assert dealer.tokens_left == epochs * sum(lengths) - len(served)
-    every = [(d, k) for d, n in enumerate(lengths) for k in range(n)]
-    assert sorted(served) == sorted(every * epochs)
-
-
-@given(LENGTHS, st.integers(1, 24), st.integers(1, 5))
-def test_an_epoch_is_finished_before_the_next_begins(lengths, seqlen, sequences):
-    dealer = Dealer(np.array(lengths), seed=1, epochs=2)
-    served = []
-    while dealer.tokens >= seqlen * sequences:
-        served += positions(dealer.deal(seqlen, sequences))
-    assert len(set(served)) == len(served)
-
-
-@pytest.mark.parametrize("seqlen", [128, 1024])
-def test_few_cuts_when_a_whole_store_is_dealt(seqlen):
-    lengths = np.random.default_rng(3).lognormal(6, 1.2, 50_000).astype(np.int64) + 1
-    dealer = Dealer(lengths, seed=1)
-    pieces = 0
-    while dealer.tokens_left:
-        pieces += len(dealer.deal(seqlen, DEAL_SEQUENCES).document)
-    assert 0 <= (pieces - len(lengths) - least_cuts(lengths, seqlen)) / len(lengths) <= 0.03
-
-
-def test_four_in_five_rows_of_a_batch_come_from_documents_of_their_own():
-    dealer = Dealer(np.full(500, 3000), seed=1)
-    for _ in range(20):
-        assert len(set(dealer.deal(64, 250).document)) >= 200
+            assert dealer.tokens == sum(lengths) - len(served)
+    assert sorted(served) == [(d, k) for d, n in enumerate(lengths) for k in range(n)]
 
 
 @pytest.mark.parametrize("seqlens", [[64], [8, 8, 8, 64], [128, 8]])
 def test_short_and_long_documents_run_out_together(seqlens):
     lengths = np.repeat([40, 400, 4000, 40_000], [4000, 400, 40, 4])
-    dealer = Dealer(lengths, seed=1)
+    dealer = Dealer(lengths, key=1)
     shares = []
-    while dealer.tokens_left > 32 * 512:
+    while dealer.tokens > 32 * 512:
         seqlen = seqlens[min(len(shares), len(seqlens) - 1)]
-        packed = dealer.deal(seqlen, 65_536 // seqlen)
+        packed = dealer.deal(seqlen, one_batch(65_536 // seqlen))
         by_size = np.bincount(np.log10(lengths[packed.document]).astype(int) - 1, packed.length, 4)
         shares.append(by_size / by_size.sum())
     early = np.array(shares[: len(shares) * 3 // 4])
@@ -81,29 +57,61 @@ def test_short_and_long_documents_run_out_together(seqlens):
     assert np.all(np.abs(early - 0.25) < 0.1), np.round(shares, 2)
 
 
-def test_short_pieces_are_not_all_openings():
-    packed = Dealer(np.full(500, 3000), seed=1).deal(8, 500)
-    assert np.count_nonzero(packed.start == 0) < 125
-    assert np.quantile(packed.start, 0.9) > 2000
+@pytest.mark.parametrize("batches", [1, 16])
+def test_the_batches_of_a_deal_are_alike(batches):
+    """Rows of short documents do not stand before those of long ones within a deal."""
+    lengths = np.repeat([40, 400, 4000], [4000, 400, 40])
+    dealer = Dealer(lengths, key=1)
+    ends = 16 * np.arange(1, batches + 1)
+    shares = []
+    while dealer.tokens >= 160 * ends[-1]:
+        packed = dealer.deal(160, ends)
+        short = np.where(lengths[packed.document] == 40, packed.length, 0)
+        shares += np.add.reduceat(short, packed.offsets[:-1]).reshape(-1, 16).sum(axis=1).tolist()
+    shares = np.array(shares) / (16 * 160)
+    half = len(shares) // 2
+    assert abs(shares[:half].mean() - shares[half:].mean()) < 0.1
+    assert np.quantile(shares, 0.1) > 0.05 and np.quantile(shares, 0.9) < 0.65, np.round(shares, 2)
 
 
-def test_the_seed_and_the_epoch_change_the_order():
-    first, other = Dealer(np.full(99, 8), seed=1, epochs=2), Dealer(np.full(99, 8), seed=2)
-    epochs = [first.deal(8, 99).document.tolist() for _ in range(2)]
-    assert epochs[0] != epochs[1] != other.deal(8, 99).document.tolist() != epochs[0]
+def test_the_documents_of_a_batch_meet_others_the_next_time():
+    dealer = Dealer(np.full(400, 4000), key=1)
+    rounds = [set(dealer.deal(8, one_batch(200)).document.tolist()) for _ in range(40)]
+    assert len(rounds[0] & rounds[2]) > 150  # near the same place at first
+    assert 60 < len(rounds[0] & rounds[38]) < 140  # by chance: 100
 
 
-def test_the_order_is_the_same_on_every_machine():
-    lengths = np.array([(i * 7919) % 300 + 1 for i in range(2000)])
-    dealer = Dealer(lengths, seed=7)
-    digest = hashlib.sha256()
-    while dealer.tokens_left:
-        packed = dealer.deal(8 + 8 * (dealer.deals % 20), 100)
-        for part in (packed.document, packed.start, packed.length, packed.offsets):
-            digest.update(part.astype("<i8").tobytes())
-    assert digest.hexdigest()[:16] == "923f85a3fcb51313"
+@given(st.integers(0, 2**62), st.integers(1, 10**6))
+def test_the_place_of_a_piece_moves_little_from_one_to_the_next(key, pieces):
+    own = _hash(key, 5)
+    assert 0 <= _place(own, pieces) < 1 << 16
+    assert abs(_place(own, pieces) - _place(own, pieces + 1)) <= (1 << 16) // 8 + 1
+
+
+@given(st.integers(2, 500), st.integers(1, 90))
+def test_a_document_is_first_read_at_any_piece_without_an_extra_cut(length, seqlen):
+    length += seqlen
+    firsts = {_first_read(length, seqlen, key, 3) for key in range(40)}
+    pieces = -(-length // seqlen)
+    assert len(firsts) > 1
+    for first in firsts:
+        assert 0 <= first < length
+        assert -(-first // seqlen) + -(-(length - first) // seqlen) == pieces
+
+
+def test_the_seed_changes_the_order():
+    orders = [Dealer(np.full(99, 8), key=key).deal(8, one_batch(99)).document.tolist() for key in (1, 2)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_a_long_run_of_small_deals_leaves_nothing_behind():
+    lengths = np.array([(i * 7919) % 300 + 1 for i in range(500)])
+    dealer, batches = Dealer(lengths, key=7), []
+    while dealer.tokens:
+        batches.append(dealer.deal(3 + dealer.deals % 50, one_batch(1 + dealer.deals % 7)))
+    assert (times_served(lengths, *columns(batches)) == 1).all()
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 50))
 def test_the_kernel_hash_equals_the_vector_one(key, index):
-    assert _hash(key, index) == int(_hashes(key, index + 1)[index]) >> 1
+    assert _hash(key, index) == int(hashes(key, index + 1)[index]) >> 1

@@ -172,7 +172,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path
 def test_a_run_folder_with_other_settings_is_refused_by_name(store, whole, tmp_path):
     with pytest.raises(RunError, match=r"optimizer\.lr: 0\.01 there, 0\.02 asked"):
         loop.run(config_of(store, whole, optimizer__lr=2e-2), warn=quiet)
-    with pytest.raises(RunError, match="--change-schedule"):
+    with pytest.raises(RunError, match="--reschedule"):
         loop.run(config_of(store, whole, curriculum__duration_steps=30), warn=quiet)
     (tmp_path / "mine.txt").write_text("not yours")
     with pytest.raises(RunError, match="holds no run"):

@@ -83,7 +83,7 @@ def test_a_trace_is_what_every_rank_was_served(store, before, after, epochs, cha
             if step < 0 or (step, rank) not in batches:
                 continue
             # The state of a later moment, in a world of another size: what it says of the past stays true.
-            tracer = CurriculumLoader(store, loader.schedule, seed=3, rank=rank, world_size=world_size)
+            tracer = CurriculumLoader(store, loader.order.asked[-1][1], seed=3, rank=rank, world_size=world_size)
             tracer.load_state_dict(loader.state_dict())
             traced = trace_step(tracer, step)
             assert np.array_equal(labels_of(traced, store), batches[step, rank].labels)
@@ -95,7 +95,7 @@ def test_a_trace_is_what_every_rank_was_served(store, before, after, epochs, cha
 
 
 def tracer_of_all(store, loader):
-    tracer = CurriculumLoader(store, loader.schedule, seed=3)
+    tracer = CurriculumLoader(store, loader.order.asked[-1][1], seed=3)
     tracer.load_state_dict(loader.state_dict())
     return tracer
 

@@ -91,7 +91,9 @@ def plan(
 @CONFIG
 @OVERRIDES
 @click.option("--force", is_flag=True, help="Start over: delete the run that is there.")
-@click.option("--change-schedule", is_flag=True, help="Go on with another schedule; what was served stays served.")
+@click.option(
+    "--reschedule", "change_schedule", is_flag=True, help="Go on with another schedule; what was served stays served."
+)
 @JSON
 def run(config: Path, overrides: tuple[str, ...], force: bool, change_schedule: bool, as_json: bool) -> None:
     """Train as CONFIG.toml says; the same command goes on where a stopped or killed run left off.

@@ -298,7 +298,7 @@ def _check_folder(folder: Path, config: Config, change_schedule: bool) -> None:
             "the run folder holds a run with other settings",
             where=folder,
             found="; ".join(f"{key}: {there.get(key)} there, {asked[key]} asked" for key in keys),
-            remedy=remedy + ("; or change its schedule from here on: --change-schedule" if scheduled else ""),
+            remedy=remedy + ("; or change its schedule from here on: --reschedule" if scheduled else ""),
         )
 
 

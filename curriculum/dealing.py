@@ -1,0 +1,150 @@
+"""The global batches of an order, every token once an epoch, from any step on.
+
+Windows are dealt to their last token one after another, so where step t begins follows from the tokens before it:
+only the window that holds it is dealt anew, and nothing has to be saved. A batch that a window cannot fill goes on
+with the next: what is left of the first fills whole sequences and a part of one, the second the rest of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from curriculum.dealer import Dealer, hashes, key_of
+from curriculum.order import Order, Served
+from curriculum.window import Window, windows
+from pipeline.packing import Packed
+
+DEAL_SEQUENCES = 1 << 18
+DEAL_TOKENS = 1 << 26
+"""Most of one deal; it ends earlier where batches change their shape or the window ends."""
+_NONE = np.empty(0, dtype=np.int64)
+NOTHING = Packed(_NONE, _NONE, _NONE, np.zeros(1, dtype=np.int64))
+
+
+def dealing(order: Order, first: int) -> Iterator[tuple[int, Packed]]:
+    """(step, global batch) from step `first` to the end of the order's schedule.
+
+    A batch holds `schedule.sequences(step)` full sequences; only the last one of the data may hold less. Where
+    sources are mixed each row is of one source, and the rows are in random order.
+    """
+    streams = [
+        _stream(order, key_of(order.seed, number), shards, served, first)
+        for number, (_, shards, served) in enumerate(order.shares)
+    ]
+    for step in range(first, order.schedule.total_steps):
+        parts = [next(stream) for stream in streams]
+        yield step, parts[0] if order.mixture is None else _mixed(parts, key_of(order.seed, len(parts), step))
+
+
+class _Source:
+    """The windows of one source, dealt one after another."""
+
+    def __init__(self, supply: Iterator[Window]) -> None:
+        self._supply = supply
+        self.begin_window()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens left in the window."""
+        return self.dealer.tokens
+
+    def begin_window(self) -> None:
+        """Go on with the next window."""
+        self.window = next(self._supply)
+        self.dealer = Dealer(self.window.lengths, key=self.window.key)
+        self._end = self.window.first_token + self.dealer.tokens
+
+    def ready(self, limit: int) -> bool:
+        """Whether there are tokens to deal, of the next window if need be, before `limit` tokens of the source."""
+        if not self.dealer.tokens and self._end < limit:
+            self.begin_window()
+        return self.dealer.tokens > 0
+
+    def numbered(self, dealt: Packed) -> Packed:
+        """With the corpus' numbers of documents for the window's."""
+        return Packed(self.window.documents[dealt.document], dealt.start, dealt.length, dealt.offsets)
+
+    def cross(self, seqlen: int, sequences: int, filled: int, limit: int) -> Packed:
+        """One batch over as many windows as it takes; `filled` tokens of its first sequence were served before.
+
+        Holds less than `sequences` where the data end at `limit` tokens.
+        """
+        parts: list[Packed] = []
+        while sequences and self.ready(limit):
+            if filled:
+                gap = min(seqlen - filled, self.tokens)
+                part = self.dealer.deal(gap, np.ones(1, dtype=np.int64))
+            else:
+                part = self.dealer.deal(seqlen, np.array([sequences]))
+            full, filled = divmod(filled + int(part.length.sum()), seqlen)
+            sequences -= full
+            parts.append(self.numbered(part))
+        return _joined(parts, seqlen)
+
+
+def _stream(order: Order, key: int, shards: list[int], served: Served, first: int) -> Iterator[Packed]:
+    """The rows of one source at each step from `first` on."""
+    source = _Source(windows(order.corpus, shards, key, served.before(first), order.window_tokens))
+    step = served.step_of(source.window.first_token)
+    lead = source.window.first_token - served.before(step)  # tokens of its batch that earlier windows served
+    ends = [change for change, _ in order.history[1:]] + [order.schedule.total_steps]
+    for (_, schedule), end in zip(order.history, ends, strict=True):
+        limit = served.limit(schedule)
+        while step < end:
+            seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
+            source.ready(limit)
+            most = max(1, min(DEAL_SEQUENCES, DEAL_TOKENS // seqlen, source.tokens // seqlen))
+            steps = min(schedule.end_of_phase(step) - step, 1 + most // served.fewest_rows(sequences))
+            rows = np.cumsum(served.rows(step, steps, sequences))
+            if lead or int(rows[0]) * seqlen > source.tokens:
+                batch = source.cross(seqlen, int(rows[0]) - lead // seqlen, lead % seqlen, limit)
+                lead, step = 0, step + 1
+                if step > first:
+                    yield batch
+                continue
+            # As many batches as may be, without those at the end that hold nothing of this source.
+            within = max(int(rows[0]), int(rows[np.searchsorted(rows, most, side="right") - 1]))
+            count = 1 + int(np.searchsorted(rows, within))
+            dealt = source.dealer.deal(seqlen, rows[:count]) if within else NOTHING
+            if step + count > end:
+                count = end - step
+                source.dealer.take_back(dealt, int(rows[count - 1]))
+            if step + count > first:
+                dealt = source.numbered(dealt)
+                for i in range(max(first - step, 0), count):
+                    yield sequences_of(dealt, int(rows[i - 1]) if i else 0, int(rows[i]))
+            step += count
+
+
+def _joined(parts: list[Packed], seqlen: int) -> Packed:
+    """Pieces of parts that end within sequences of `seqlen` tokens, as sequences."""
+    document, start, length = (
+        np.concatenate([NOTHING.length, *(getattr(part, name) for part in parts)])
+        for name in ("document", "start", "length")
+    )
+    ends = np.cumsum(length)
+    closing = ends % seqlen == 0
+    closing[-1:] = True
+    return Packed(document, start, length, np.append(0, 1 + np.flatnonzero(closing)))
+
+
+def _mixed(parts: list[Packed], key: int) -> Packed:
+    """The rows of all parts in a random order."""
+    document, start, length = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("document", "start", "length")
+    )
+    counts = np.concatenate([np.diff(part.offsets) for part in parts])
+    order = np.argsort(hashes(key, len(counts)), kind="stable")
+    begins = (np.cumsum(counts) - counts)[order]
+    offsets = np.append(0, np.cumsum(counts[order]))
+    pieces = np.arange(len(document)) + np.repeat(begins - offsets[:-1], counts[order])
+    return Packed(document[pieces], start[pieces], length[pieces], offsets)
+
+
+def sequences_of(packed: Packed, first: int, last: int) -> Packed:
+    """Sequences `first` to `last` - 1 of `packed`, or those of them that there are."""
+    offsets = packed.offsets[min(first, packed.sequences) : min(last, packed.sequences) + 1]
+    pieces = slice(int(offsets[0]), int(offsets[-1]))
+    return Packed(packed.document[pieces], packed.start[pieces], packed.length[pieces], offsets - offsets[0])

@@ -1,0 +1,124 @@
+"""All that the batches of a run follow from: which documents, how mixed, under which schedules, with which seed."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from curriculum.mixture import ALONE, Mixture, Share
+from curriculum.schedule import Schedule
+from curriculum.window import WINDOW_TOKENS, Corpus, shards_of
+from pipeline.errors import ConfigError, RunError
+
+
+@dataclass(frozen=True)
+class Order:
+    """Immutable; made by `begin`, and by `changed_at` where the schedule changes midway."""
+
+    corpus: Corpus
+    seed: int
+    mixture: Mixture | None
+    window_tokens: int
+    asked: tuple[tuple[int, Schedule], ...]
+    """(step, the schedule that was asked for from this step on), the first from step 0."""
+    history: tuple[tuple[int, Schedule], ...]
+    """The same with what each kept of those before: whole schedules from step 0."""
+
+    @classmethod
+    def begin(
+        cls,
+        corpus: Corpus,
+        schedule: Schedule,
+        *,
+        seed: int,
+        mixture: Mixture | None = None,
+        window_tokens: int = WINDOW_TOKENS,
+    ) -> Order:
+        """Raises ConfigError where the schedule or the mixture asks for more than there is."""
+        if window_tokens < 1:
+            raise ConfigError("window_tokens must be positive", found=window_tokens, allowed="1 or more")
+        sizes = source_tokens(corpus)
+        schedule = mixture.check(schedule, sizes) if mixture else schedule.resolve(sum(sizes.values()))
+        start = ((0, schedule),)
+        return cls(corpus, seed, mixture, window_tokens, start, start)
+
+    def changed_at(self, step: int, schedule: Schedule) -> Order:
+        """This order before `step`, `schedule` from then on (by its own count of steps, from 0 of the run).
+
+        Raises ConfigError where it asks for more than there is, RunError where its batches are made in another way.
+        """
+        sizes = source_tokens(self.corpus)
+        asked = schedule if self.mixture else schedule.resolve(sum(sizes.values()))
+        if asked.planner != self.schedule.planner:
+            raise RunError(
+                "a schedule cannot go on from one whose batches are made in another way",
+                found=f"{self.schedule.planner} before, {asked.planner} asked",
+                remedy="begin another run",
+            )
+        changed = self.schedule.changed_at(step, asked)
+        if self.mixture:
+            self.mixture.check(changed, sizes)
+        return replace(self, asked=(*self.asked, (step, asked)), history=(*self.history, (step, changed)))
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule in force at last: the whole run's, from step 0."""
+        return self.history[-1][1]
+
+    @property
+    def shares(self) -> list[tuple[str, list[int], Served]]:
+        """(name, shards, what it serves) of each source that is served; one named "" without a mixture."""
+        shards = shards_of(self.corpus)
+        if self.mixture is None:
+            return [("", list(range(len(self.corpus.shards))), Served(self, ALONE, 0))]
+        return [
+            (name, shards[name], Served(self, self.mixture, index))
+            for index, name in enumerate(self.mixture.names)
+            if self.mixture.weights[index]
+        ]
+
+
+class Served:
+    """How many tokens of one source have been served before each step, the changes of schedule counted in."""
+
+    def __init__(self, order: Order, mixture: Mixture, source: int) -> None:
+        self.mixture, self.source = mixture, source
+        sizes = source_tokens(order.corpus)
+        self.tokens = sum(sizes.values()) if mixture is ALONE else sizes[mixture.names[source]]
+        """Tokens of one epoch."""
+        self._share = Share(mixture, source, order.schedule)
+        self._padded = [(0, 0)]
+        # Where the data ended before a change of schedule, the last batch before it was padded.
+        for (_, schedule), (step, _) in zip(order.history, order.history[1:], strict=False):
+            padding = self.before(step) - self.limit(schedule)
+            self._padded.append((step, self._padded[-1][1] + max(padding, 0)))
+
+    def before(self, step: int) -> int:
+        """Tokens served before `step`."""
+        padding = max(padding for first, padding in self._padded if first <= step)
+        return self._share.tokens_before(step) - padding
+
+    def limit(self, schedule: Schedule) -> int:
+        """Most tokens that `schedule` may serve of it."""
+        return self.tokens * (self.mixture.max_epochs[self.source] or schedule.max_epochs)
+
+    def rows(self, step: int, steps: int, sequences: int) -> np.ndarray:
+        """Rows of it at `step`, `step` + 1, ...: see `Mixture.rows`."""
+        return self.mixture.rows(self.source, step, steps, sequences)
+
+    def fewest_rows(self, sequences: int) -> int:
+        """Rows of it in any batch of `sequences`, at least (but 1 where there may be none)."""
+        return max(1, sequences * self.mixture.weights[self.source] // self.mixture.total)
+
+    def step_of(self, token: int) -> int:
+        """The first step whose batch holds token number `token`, or would if it held any of this source."""
+        steps = range(self._share.schedule.total_steps + 1)
+        step = bisect.bisect_left(steps, token, key=self.before)
+        return step if self.before(step) == token else step - 1
+
+
+def source_tokens(corpus: Corpus) -> dict[str, int]:
+    """Tokens of each source."""
+    return {name: sum(corpus.shards[i].tokens for i in shards) for name, shards in shards_of(corpus).items()}
