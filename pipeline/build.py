@@ -23,7 +23,9 @@ from pipeline.files import STDIN, looking_ahead
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import remove_tree
+from pipeline.repair import repair
 from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult
+from pipeline.verify import verify
 
 SAMPLE_DOCUMENTS = 200
 
@@ -59,6 +61,8 @@ class BuildResult:
 
     manifest: Manifest
     already_built: bool
+    repaired: int
+    """Damaged files of a finished store that were built again."""
     encoder: str
     encoder_reason: str
     text_bytes: int
@@ -85,14 +89,14 @@ class TaskResult:
 
 
 def build(options: BuildOptions, report: Report = lambda result, units: None) -> BuildResult:
-    """Build or go on building the store `options.out`.
+    """Build or go on building the store `options.out`; read and, where it is damaged, mend a finished one.
 
     Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
     """
     started = time.monotonic()
     job = _Job(options)
     if (options.out / MANIFEST_NAME).exists():
-        return _result(job.finished(), [], started, already_built=True)
+        return _mend(job, report, started)
     with job.draft.lock():
         done = job.begin()
         fresh = []
@@ -161,6 +165,32 @@ def remove(store: Path) -> None:
     remove_tree(store)
 
 
+def _mend(job: _Job, report: Report, started: float) -> BuildResult:
+    manifest = job.finished()
+    out = job.options.out
+    damaged = {damage.file for damage in verify(out)}
+    fresh = []
+    if damaged or job.draft.folder.exists():  # the folder: a build was killed after its commit, or a repair
+        with job.draft.lock():
+            if damaged:
+                job.prepare()
+            options = _unit_options(job.options, job.vocabulary, job.encoder)
+            count = len({shard.unit for shard in manifest.shards if shard.file in damaged})
+            for result in repair(manifest, damaged, job.units, options, job.run_with):
+                fresh.append(result)
+                report(result, count)
+            job.draft.clear()
+    return _result(
+        manifest,
+        fresh,
+        started,
+        already_built=True,
+        repaired=len(damaged),
+        encoder=job.encoder,
+        reason=job.encoder_reason,
+    )
+
+
 class _Job:
     """A build that was asked for: what goes in, and the draft it goes into."""
 
@@ -171,6 +201,7 @@ class _Job:
         self.vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
         self.files = find_files(options.inputs, options.reading, options.sources)
         self.parameters = _parameters(options, self.vocabulary, self.files)
+        self.units: list[Unit] = []
         self.encoder = self.encoder_reason = ""
         out = options.out
         known = (out / BUILD_FOLDER).exists() or (out / MANIFEST_NAME).exists()
@@ -191,21 +222,29 @@ class _Job:
         same_parameters(manifest.parameters, self.parameters, self.options.out)
         return manifest
 
-    def begin(self) -> dict[int, UnitResult]:
-        """Split the input, make the plan or join it, choose the encoder; returns the units that are done."""
+    def prepare(self) -> None:
+        """Split the input and choose the encoder."""
         self.units = split_units(self.files, self.options.unit_bytes, self.options.reading)
-        self.plan = Plan(manifest=_manifest(self.vocabulary, self.parameters), units=len(self.units))
-        self.draft.begin(self.plan, self.vocabulary.data)
         sample = _sample(self.units, self.options)
         self.encoder, self.encoder_reason = choose_encoder(self.vocabulary, sample, self.options.encoder)
+
+    def begin(self) -> dict[int, UnitResult]:
+        """Prepare, make the plan or join it; returns the units that are done."""
+        self.prepare()
+        self.plan = Plan(manifest=_manifest(self.vocabulary, self.parameters), units=len(self.units))
+        self.draft.begin(self.plan, self.vocabulary.data)
         return {} if STDIN in self.options.inputs else self.draft.done()
 
     def run(self, tasks: list[tuple[int, Unit]]) -> Iterator[UnitResult]:
-        """Build units."""
+        """Build units into the store."""
+        return self.run_with(tasks, _unit_options(self.options, self.vocabulary, self.encoder))
+
+    def run_with(self, tasks: list[tuple[int, Unit]], unit_options: UnitOptions) -> Iterator[UnitResult]:
+        """Build units by the engine that was asked for."""
         options = self.options
         engine = options.engine or ("processes" if options.workers > 1 and len(tasks) > 1 else "inline")
         crew = Crew(workers=options.workers, ray_address=options.ray_address)
-        return run_units(engine, tasks, _unit_options(options, self.vocabulary, self.encoder), crew)
+        return run_units(engine, tasks, unit_options, crew)
 
 
 def _check(options: BuildOptions) -> None:
@@ -283,12 +322,14 @@ def _result(
     started: float,
     *,
     already_built: bool = False,
+    repaired: int = 0,
     encoder: str = "",
     reason: str = "",
 ) -> BuildResult:
     return BuildResult(
         manifest=manifest,
         already_built=already_built,
+        repaired=repaired,
         encoder=encoder,
         encoder_reason=reason,
         **_work(results, started),

@@ -76,7 +76,7 @@ def build(
     """Build STORE from text: files, folders, patterns, URLs (s3://, gs://, hf://, https://) or - for standard input.
 
     Read are .jsonl, .txt, .parquet, .arrow and Hugging Face save_to_disk folders; jsonl and text also as .gz or .zst.
-    A rerun of the same command goes on where a killed one stopped.
+    A rerun of the same command goes on where a killed one stopped, and repairs a finished store that is damaged.
 
     \b
     slw-prep build books.jsonl --tokenizer tokenizer.json --out shards/books --validation-fraction 0.01
@@ -216,9 +216,7 @@ def verify(store: Path, as_json: bool) -> None:
     else:
         for part in damage:
             click.echo(f"damaged: {store / part.file}: {part.what}")
-        click.echo(
-            f"{len(damage)} of {len(shards)} shards damaged; build the store again: slw-prep build ... --force"
-        )
+        click.echo(f"{len(damage)} damaged files; the same `slw-prep build` again repairs just these")
     sys.exit(1 if damage else 0)
 
 
@@ -297,6 +295,7 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
     facts = {
         "store": str(out),
         "already_built": result.already_built,
+        "repaired": result.repaired,
         "documents": manifest.documents(),
         "tokens": manifest.tokens(),
         "validation_documents": manifest.documents("validation"),
@@ -314,7 +313,10 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
         echo_json(facts)
         return
     if result.already_built:
-        click.echo(f"{out}: already built, {manifest.documents():,} documents, {manifest.tokens():,} tokens")
+        mended = f"{result.repaired} damaged files repaired" if result.repaired else "read to its end and sound"
+        click.echo(
+            f"{out}: already built, {mended}, {manifest.documents():,} documents, {manifest.tokens():,} tokens"
+        )
         return
     click.echo(
         f"{out}: {manifest.documents():,} documents, {manifest.tokens():,} tokens to train on, "

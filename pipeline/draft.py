@@ -123,8 +123,12 @@ class Draft:
         manifest = dataclasses.replace(plan.manifest, shards=shards, skipped=skipped)
         self._sweep({shard.file for shard in shards})
         write_atomically(self.store / MANIFEST_NAME, partial(write_json, value=manifest.to_json()))
-        remove_tree(self.folder)
+        self.clear()
         return manifest
+
+    def clear(self) -> None:
+        """Remove what only an unfinished build or a repair needs."""
+        remove_tree(self.folder)
 
     def _alone(self) -> bool:
         """Whether no other task is at work."""

@@ -6,6 +6,7 @@ and locked by flock; an object appears whole or not at all, and cannot be locked
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -64,10 +65,31 @@ def read_all(folder: Path, pattern: str) -> dict[str, bytes]:
     return {name.rsplit("/", 1)[-1]: data for name, data in contents.items()}
 
 
+def move(file: Path, to: Path) -> None:
+    """Put a finished file in the place of another of the same store; who reads sees the one or the other."""
+    if is_local(file):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(to)
+        sync(to.parent)
+    else:
+        remote: Any = file
+        remote.fs.mv(remote.path, cast(Any, to).path)
+
+
+def sync(path: Path) -> None:
+    """Flush a local file, or the names in a local folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def remove_tree(folder: Path) -> None:
     """Delete a folder and what is in it; none is fine."""
     if is_local(folder):
-        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+        if folder.exists():
+            shutil.rmtree(folder)
         return
     remote: Any = folder
     if remote.fs.exists(remote.path):

@@ -8,6 +8,7 @@ for (8 bytes a document).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -246,4 +247,5 @@ class Store:
             temporary.write_text(json.dumps(known | self._verified))
             temporary.replace(path)
         except (OSError, ValueError, TypeError):
-            temporary.unlink(missing_ok=True)  # a read-only or full disk: remembered in this process only
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # a read-only or full disk: remembered in this process only

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.writer import sync
+from pipeline.place import sync
 
 
 def check_free(out: Path, *, marker: str, force: bool) -> None:

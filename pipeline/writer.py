@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import xxhash
 
 from pipeline.errors import StoreError
 from pipeline.format import ShardInfo, length_histogram, shard_schema
+from pipeline.place import sync
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -110,12 +110,3 @@ class _Digesting:
 def write_bytes(path: Path, data: bytes) -> None:
     """`data` as a file, for `write_atomically`."""
     path.write_bytes(data)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import RunError
-from pipeline.writer import sync
+from pipeline.place import sync
 
 FOLDER = "checkpoints"
 STATE_NAME = "state.json"
