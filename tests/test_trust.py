@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import os
+import runpy
 import shutil
 import subprocess
 import threading
@@ -224,3 +225,10 @@ def test_a_read_only_target_is_named_and_a_finished_store_there_can_be_read_and_
         assert len(Store.open(tmp_path / "disk/s").document(0)) > 1
     finally:
         subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+def test_killed_at_random_moments_with_two_workers(tmp_path):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts/kill_build.py"))
+    command = script["make_corpus"](tmp_path, documents=400)
+    outcome = script["kill_and_rerun"](command, tmp_path, workers=2, kills=2, seed=3)
+    assert (outcome["kills"], outcome["different"]) == (2, 0)
