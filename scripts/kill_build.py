@@ -58,7 +58,8 @@ def kill_and_rerun(command: list[str], folder: Path, workers: int, kills: int, s
     while not (folder / "whole").exists():
         time.sleep(0.01)
     first = time.monotonic() - began  # before this there is nothing to break
-    assert process.wait() == 0
+    process.communicate()
+    assert process.returncode == 0
     last = time.monotonic() - began
     whole, chance = digests(folder / "whole"), random.Random(seed)
     killed = unfinished = builds = different = 0
@@ -70,7 +71,7 @@ def kill_and_rerun(command: list[str], folder: Path, workers: int, kills: int, s
                 time.sleep(chance.uniform(first, last))
                 if process.poll() is None:
                     (os.killpg if chance.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
-                    process.wait()
+                    process.communicate()
                     killed += 1
                     unfinished += not (out / "manifest.json").exists()
                     continue
