@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.corpus import Unit
+from pipeline.documents import Unit
 from pipeline.errors import StoreError
 from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import move, remove_tree
