@@ -5,8 +5,7 @@
             last, the number of sequences (int64)
     .bin    the tokens, nothing else
 
-A document is one or more sequences (of sentences, say). Both files are memory-mapped to read; price: 16
-bytes of memory a sequence.
+A document is one or more sequences (of sentences, say). Both files are memory-mapped to read.
 Layout after Megatron Core's `megatron/core/datasets/indexed_dataset.py`.
 """
 
@@ -32,6 +31,8 @@ DTYPES = {code: np.dtype(name).newbyteorder("<") for code, name in enumerate(
 )}  # fmt: skip
 """By Megatron's code; float64 is 6 and float32 is 7."""
 LONGEST = 2**31 - 1
+BLOCK = 1 << 18
+"""Documents, or sequences, of the index looked at together."""
 
 
 def prefix_of(path: Path) -> Path | None:
@@ -67,14 +68,13 @@ class IndexedDataset:
         if len(index) != size:
             raise self._unsound("the index is not of the size it names", found=len(index), allowed=f"{size} bytes")
         at = HEADER.size
-        lengths = np.frombuffer(index, "<i4", sequences, at)
+        self._lengths = np.frombuffer(index, "<i4", sequences, at)
         self._pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
         self._first_sequence = np.frombuffer(index, "<i8", entries, at + 12 * sequences)
         self._dtype = DTYPES[code]
         self._data = _mapped(self._data_path)
-        self._check(lengths)
-        self._ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self._contiguous = bool((self._pointers == self._ends[:-1] * self._dtype.itemsize).all())
+        self._check_documents()
+        self._check_sequences()
 
     @property
     def documents(self) -> int:
@@ -83,48 +83,54 @@ class IndexedDataset:
 
     def batches(self, most: int = BATCH_TOKENS) -> Iterator[Tokenised]:
         """All documents in order, at most `most` tokens or one document at a time."""
-        ends = self._ends[self._first_sequence]
-        first = 0
-        while first < self.documents:
-            last = max(int(np.searchsorted(ends, ends[first] + most, side="right")) - 1, first + 1)
-            sequences = int(self._first_sequence[first]), int(self._first_sequence[last])
-            yield Tokenised(self._tokens(*sequences), np.diff(ends[first : last + 1]), first)
-            first = last
+        for block in range(0, self.documents, BLOCK):
+            index = self._first_sequence[block : block + BLOCK + 1]
+            lengths, pointers = self._lengths[index[0] : index[-1]], self._pointers[index[0] : index[-1]]
+            starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            in_order = bool((pointers == pointers[:1] + starts[:-1] * self._dtype.itemsize).all())
+            ends = starts[index - index[0]]
+            first = 0
+            while first < len(index) - 1:
+                last = max(int(np.searchsorted(ends, ends[first] + most, side="right")) - 1, first + 1)
+                some = slice(int(index[first] - index[0]), int(index[last] - index[0]))
+                tokens = self._tokens(pointers[some], lengths[some], in_order)
+                yield Tokenised(tokens, np.diff(ends[first : last + 1]), block + first)
+                first = last
 
-    def _tokens(self, first: int, last: int) -> np.ndarray:
-        """Tokens of sequences `first` to `last` - 1, which need not stand in order in the .bin."""
-        if self._contiguous or first == last:
-            return self._slice(
-                int(self._ends[first]) * self._dtype.itemsize, int(self._ends[last] - self._ends[first])
-            )
-        counts = np.diff(self._ends[first : last + 1]).tolist()
-        return np.concatenate(
-            [self._slice(a, n) for a, n in zip(self._pointers[first:last].tolist(), counts, strict=True)]
-        )
+    def _tokens(self, pointers: np.ndarray, lengths: np.ndarray, in_order: bool) -> np.ndarray:
+        """Tokens of some sequences; one slice of the .bin where they stand in it one after another, `in_order`."""
+        if not len(lengths):
+            return np.empty(0, self._dtype)
+        if in_order:
+            pointers, lengths = pointers[:1], lengths.sum(keepdims=True, dtype=np.int64)
+        pairs = zip(pointers.tolist(), lengths.tolist(), strict=True)
+        parts = [np.frombuffer(self._data, self._dtype, n, at) for at, n in pairs if n]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self._dtype), *parts])
 
-    def _slice(self, at: int, count: int) -> np.ndarray:
-        return np.frombuffer(self._data, self._dtype, count, at) if count else np.empty(0, self._dtype)
-
-    def _check(self, lengths: np.ndarray) -> None:
+    def _check_documents(self) -> None:
         index = self._first_sequence
-        if len(index) == 0 or index[0] != 0 or index[-1] != len(lengths) or (np.diff(index) < 0).any():
+        sound = len(index) > 0 and index[0] == 0 and index[-1] == len(self._lengths)
+        blocks = range(0, len(index), BLOCK)
+        if not sound or any((np.diff(index[block : block + BLOCK + 1]) < 0).any() for block in blocks):
             raise self._unsound(
                 "the documents of the index do not cover its sequences",
                 found=f"{index[:1].tolist()} to {index[-1:].tolist()}",
-                allowed=f"0 to {len(lengths)}, never falling",
+                allowed=f"0 to {len(self._lengths)}, never falling",
             )
-        if len(lengths) == 0:
-            return
-        beyond = (lengths < 0) | (self._pointers < 0)
-        beyond |= self._pointers + lengths.astype(np.int64) * self._dtype.itemsize > len(self._data)
-        if beyond.any():
-            at = int(np.argmax(beyond))
-            raise self._unsound(
-                f"sequence {at} is outside the .bin",
-                found=f"{lengths[at]} tokens of {self._dtype.itemsize} bytes from byte {self._pointers[at]} on",
-                allowed=f"the {len(self._data)} bytes of {self._data_path.name}",
-                remedy="are both files whole and of one dataset? copy them again",
-            )
+
+    def _check_sequences(self) -> None:
+        for block in range(0, len(self._lengths), BLOCK):
+            lengths, pointers = self._lengths[block : block + BLOCK], self._pointers[block : block + BLOCK]
+            room = len(self._data) - lengths.astype(np.int64) * self._dtype.itemsize
+            beyond = (lengths < 0) | (pointers < 0) | (pointers > room)
+            if beyond.any():
+                at = int(np.argmax(beyond))
+                raise self._unsound(
+                    f"sequence {block + at} is outside the .bin",
+                    found=f"{lengths[at]} tokens of {self._dtype.itemsize} bytes from byte {pointers[at]} on",
+                    allowed=f"the {len(self._data)} bytes of {self._data_path.name}",
+                    remedy="are both files whole and of one dataset? copy them again",
+                )
 
     def _unsound(self, what: str, **more: Any) -> CorpusError:
         return CorpusError(what, where=self._index_path, **more)

@@ -17,6 +17,7 @@ from runs import tiny_tokenizer
 from stores import EOD, documents_of, write_store
 from test_cli import call
 
+from pipeline import megatron
 from pipeline.cli import main as prep
 from pipeline.errors import CorpusError, StoreError
 from pipeline.interop import ImportOptions, export_huggingface, export_megatron, import_tokens
@@ -90,13 +91,16 @@ def test_a_store_exported_and_imported_has_the_same_tokens(tokenizer, tmp_path_f
     code=st.sampled_from(sorted(DTYPES)),
     sequences=st.lists(st.lists(st.integers(0, 49), max_size=9), min_size=1, max_size=12),
     most=st.integers(1, 30),
+    block=st.integers(1, 5),
 )
-def test_documents_of_any_index_are_its_sequences_put_together(tmp_path_factory, data, code, sequences, most):
+def test_documents_of_any_index_are_its_sequences_put_together(tmp_path_factory, data, code, sequences, most, block):
     cuts = data.draw(st.lists(st.integers(0, len(sequences)), max_size=4))
     documents = np.diff([0, *sorted(cuts), len(sequences)]).tolist()
     order = data.draw(st.permutations(range(len(sequences))))
     prefix = write_megatron(tmp_path_factory.mktemp("m") / "x_document", sequences, code, documents, order)
-    batches = list(IndexedDataset(prefix).batches(most))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(megatron, "BLOCK", block)
+        batches = list(IndexedDataset(prefix).batches(most))
     flat = [token for batch in batches for token in batch.tokens.tolist()]
     assert flat == [token for sequence in sequences for token in sequence]
     ends = np.cumsum([0, *documents])
