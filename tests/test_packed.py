@@ -91,6 +91,20 @@ def test_a_model_trains_on_it_through_plain_datasets(tmp_path):
     assert losses[-1] < losses[0] / 2  # the token after each is known from it: the labels are the right ones
 
 
+def test_models_of_transformers_take_the_shifted_labels(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_store(tmp_path / "a", documents_of([30, 9, 41, 3]))
+    write_packed(Store.open(tmp_path / "a"), tmp_path / "p", seqlen=16)
+    rows = datasets.load_from_disk(tmp_path / "p").with_format("torch")[:]
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    inputs = {name: rows[name] for name in ("input_ids", "position_ids", "labels")}
+    with torch.no_grad():
+        found = model(**inputs, shift_labels=rows["labels"])
+    expected = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), rows["labels"].flatten())
+    assert found.loss.item() == pytest.approx(expected.item())
+
+
 def test_the_output_is_replaced_only_when_asked_for(tmp_path):
     write_store(tmp_path / "a", documents_of([5, 9, 30]))
     store = Store.open(tmp_path / "a")
