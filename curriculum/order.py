@@ -10,7 +10,7 @@ import numpy as np
 from curriculum.mixture import ALONE, Mixture, Share
 from curriculum.schedule import Schedule
 from curriculum.window import WINDOW_TOKENS, Corpus, shards_of
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Order:
         """Raises ConfigError where the schedule or the mixture asks for more than there is."""
         if window_tokens < 1:
             raise ConfigError("window_tokens must be positive", found=window_tokens, allowed="1 or more")
-        sizes = source_tokens(corpus)
-        schedule = mixture.check(schedule, sizes) if mixture else schedule.resolve(sum(sizes.values()))
+        if mixture and schedule.planner != "dealing":
+            raise ConfigError("sources are mixed by dealing alone", found=schedule.planner, allowed="dealing")
+        schedule = mixture.check(schedule, source_tokens(corpus)) if mixture else resolve(schedule, corpus)
         start = ((0, schedule),)
         return cls(corpus, seed, mixture, window_tokens, start, start)
 
@@ -50,13 +51,7 @@ class Order:
         Raises ConfigError where it asks for more than there is, RunError where its batches are made in another way.
         """
         sizes = source_tokens(self.corpus)
-        asked = schedule if self.mixture else schedule.resolve(sum(sizes.values()))
-        if asked.planner != self.schedule.planner:
-            raise RunError(
-                "a schedule cannot go on from one whose batches are made in another way",
-                found=f"{self.schedule.planner} before, {asked.planner} asked",
-                remedy="begin another run",
-            )
+        asked = schedule if self.mixture else resolve(schedule, self.corpus)
         changed = self.schedule.changed_at(step, asked)
         if self.mixture:
             self.mixture.check(changed, sizes)
@@ -117,6 +112,15 @@ class Served:
         steps = range(self._share.schedule.total_steps + 1)
         step = bisect.bisect_left(steps, token, key=self.before)
         return step if self.before(step) == token else step - 1
+
+
+def resolve(schedule: Schedule, corpus: Corpus) -> Schedule:
+    """`schedule` with its end, and its order where that follows from the documents: see `Schedule.resolve`."""
+    buckets, sequences = schedule.decomposition, None
+    if buckets:
+        counts = [buckets.count(corpus.shard_lengths(i)) for i in range(len(corpus.shards))]
+        sequences = np.sum(counts, axis=0).tolist()
+    return schedule.resolve(sum(shard.tokens for shard in corpus.shards), sequences)
 
 
 def source_tokens(corpus: Corpus) -> dict[str, int]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from curriculum.ledger import Ledger
+from curriculum.order import resolve
 from curriculum.phases import Phase
 from curriculum.schedule import Schedule
 from pipeline.reader import Store
@@ -111,7 +112,7 @@ def spans(schedule: Schedule) -> list[Span]:
 
 def plan(schedule: Schedule, store: Store) -> Plan:
     """The table of a run of `schedule` over `store`. Raises ConfigError where the data do not suffice."""
-    schedule = schedule.resolve(store.tokens)
+    schedule = resolve(schedule, store)
     parts = spans(schedule)
     total = schedule.tokens_before(schedule.total_steps)
     by_length = take_turns(parts)

@@ -7,10 +7,15 @@ that resumes, a plan and a trace ask for the steps they want and hold no state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from curriculum.buckets import Pieces, bucket_batches
 from curriculum.dealing import dealing
 from curriculum.order import Order
+from curriculum.schedule import Schedule
+from curriculum.truncate import cut_rows
 from pipeline.packing import Packed
 
 
@@ -25,10 +30,53 @@ class Planner:
     """Tokens passed over for good in the whole run: none, but where a planner truncates."""
 
 
-PLANNERS: dict[str, Planner] = {"dealing": Planner(dealing)}
+def truncated(order: Order, first: int) -> Iterator[tuple[int, Packed]]:
+    """Full-length rows cut down to what the schedule asks for: see `curriculum.truncate`."""
+    for step, rows in dealing(_uncut(order), first):
+        yield step, cut_rows(rows, order.schedule.seqlen(step))
+
+
+def lost_by_truncation(order: Order) -> int:
+    """Tokens of the tails that are cut off."""
+    steps = order.schedule.total_steps
+    return _uncut(order).schedule.tokens_before(steps) - order.schedule.tokens_before(steps)
+
+
+def bucketed(order: Order, first: int) -> Iterator[tuple[int, Packed]]:
+    """Batches of one bucket of Dataset Decomposition each: see `curriculum.buckets`."""
+    return bucket_batches(_pieces(order), order.schedule.phases, first, order.schedule.total_steps)
+
+
+def lost_by_buckets(order: Order) -> int:
+    """What `max_epochs` passes over the documents hold beyond the full batches of their buckets."""
+    pieces = _pieces(order)
+    return pieces.epochs * int(pieces.lengths.sum()) - sum(pieces.full) * pieces.buckets.batch_tokens
+
+
+PLANNERS: dict[str, Planner] = {
+    "dealing": Planner(dealing),
+    "truncate": Planner(truncated, lost_by_truncation),
+    "buckets": Planner(bucketed, lost_by_buckets),
+}
 """By name, as in `Schedule.planner`."""
 
 
 def plan_steps(order: Order, first: int = 0) -> Iterator[tuple[int, Packed]]:
     """(step, its global batch) from step `first` to the end of the order's schedule."""
     return PLANNERS[order.schedule.planner].steps(order, first)
+
+
+def _uncut(order: Order) -> Order:
+    """The same steps with rows as long as truncation cuts them out of."""
+    history: list[tuple[int, Schedule]] = []
+    for (first, asked), (_, cut) in zip(order.asked, order.history, strict=True):
+        whole = history[-1][1].changed_at(first, asked.uncut) if history else asked.uncut
+        history.append((first, replace(whole, total_tokens=whole.tokens_before(cut.total_steps))))
+    return replace(order, asked=tuple(history), history=tuple(history))
+
+
+def _pieces(order: Order) -> Pieces:
+    lengths = np.concatenate([order.corpus.shard_lengths(i) for i in range(len(order.corpus.shards))])
+    buckets = order.schedule.decomposition
+    assert buckets is not None, "a schedule of buckets is never changed"
+    return Pieces(buckets, lengths, order.seed, order.schedule.max_epochs)

@@ -16,14 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from curriculum.phases import Phase, batch_warmup, lay_out
-from curriculum.settings import as_toml, batch_size, end_of_run, paced
-from pipeline.errors import ConfigError
+from curriculum.buckets import Buckets
+from curriculum.phases import Phase, merged
+from curriculum.settings import BATCH_KEYS, RUN_KEYS, as_toml, buckets_of, build
+from pipeline.errors import ConfigError, RunError
 
-RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
-BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
 MADE_KEYS = ("planner", "window_positions")
-CONTROLS = ("batch_warmup",)
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,21 @@ class Schedule:
         return cls._made("skyladder", locals(), run)
 
     @classmethod
+    def buckets(
+        cls,
+        *,
+        seqlen_start: int,
+        seqlen_end: int,
+        odds: str | list[int] = "grow-p2",
+        cycles: int = 8,
+        order_seed: int = 1,
+        carry: bool = False,
+        **run: Any,
+    ) -> Schedule:
+        """Dataset Decomposition, see `curriculum.buckets`; no steps before `resolve`. `run`: see `from_settings`."""
+        return cls._made("buckets", locals(), run)
+
+    @classmethod
     def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Any) -> Schedule:
         """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on. `run`: see `from_settings`.
 
@@ -166,25 +179,13 @@ class Schedule:
         """From the tables [curriculum] and [batch] of a run's TOML; raises ConfigError for what does not fit.
 
         `curriculum`: `pacing`, its parameters, `control = "batch_warmup"` for the arm with as many tokens a step at
-        full length, and `window_positions` ("kept" or "restart"). `batch`: exactly one of `global_batch_sequences`
+        full length, `dealing = "truncate"` for rows cut out of full-length ones as the SLW paper did it, and
+        `window_positions` ("kept" or "restart"). `batch`: exactly one of `global_batch_sequences`
         and `global_batch_tokens`, over all ranks. Exactly one of `total_tokens` and `epochs`. The constructors take
         all of these as keywords.
         """
-        settings = {key: value for key, value in curriculum.items() if value is not None}
-        name, control = settings.pop("pacing", "constant"), settings.pop("control", None)
-        if control not in (None, *CONTROLS):
-            raise ConfigError("unknown control arm", found=control, allowed=", ".join(CONTROLS))
-        positions = settings.pop("window_positions", "kept")
-        if positions not in ("kept", "restart"):
-            raise ConfigError("unknown window_positions", found=positions, allowed="kept, restart")
-        pacing = paced(name, settings)
-        phases = lay_out(pacing, batch_size(pacing, **{key: batch.get(key) for key in BATCH_KEYS}))
-        return cls(
-            batch_warmup(phases) if control == "batch_warmup" else phases,
-            window_positions=positions,
-            settings={"curriculum": dict(curriculum), "batch": {key: batch.get(key) for key in BATCH_KEYS}},
-            **end_of_run(total_tokens, epochs, max_epochs),
-        )
+        run = {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
+        return cls(**build(curriculum, batch, run))
 
     @classmethod
     def from_deepspeed(cls, config: dict[str, Any] | str | Path, **run: Any) -> Schedule:
@@ -212,38 +213,35 @@ class Schedule:
             {"pacing": name, **curriculum}, batch, **{key: run[key] for key in RUN_KEYS if key in run}
         )
 
-    def resolve(self, store_tokens: int) -> Schedule:
+    def resolve(self, store_tokens: int, bucket_sequences: list[int] | None = None) -> Schedule:
         """The same schedule with its end in tokens, for a store of `store_tokens`.
 
-        Raises ConfigError where `total_tokens` is more than `max_epochs` passes over the store give.
+        `bucket_sequences`: what `count` of its `decomposition` makes of the store's documents, where it has one.
+        Raises ConfigError where more is asked for than `max_epochs` passes over the store give.
         """
-        if store_tokens < 1:
-            raise ConfigError("the store has no tokens to serve", found=store_tokens)
-        if self.epochs is not None:
-            tokens = self.epochs * store_tokens
-            return dataclasses.replace(self, total_tokens=tokens, epochs=None, max_epochs=self.epochs)
-        assert self.total_tokens is not None
-        if self.total_tokens > self.max_epochs * store_tokens:
-            needed = -(-self.total_tokens // store_tokens)
-            raise ConfigError(
-                "the schedule is longer than the data",
-                found=(
-                    f"total_tokens = {self.total_tokens:,}, {store_tokens:,} tokens in the store: "
-                    f"{self.total_tokens / store_tokens:.2f} epochs"
-                ),
-                allowed=f"{self.max_epochs * store_tokens:,} tokens (max_epochs = {self.max_epochs})",
-                remedy=(
-                    f"lower total_tokens, add {self.total_tokens - self.max_epochs * store_tokens:,} tokens of data, "
-                    f"or allow repeated data: max_epochs = {needed}"
-                ),
-            )
-        return self
+        from curriculum.resolve import resolved
+
+        return resolved(self, store_tokens, bucket_sequences)
+
+    @cached_property
+    def uncut(self) -> Schedule:
+        """The rows at full length that truncation cuts this schedule's out of."""
+        phases = merged(Phase(phase.first_step, self.max_seqlen, phase.sequences) for phase in self.phases)
+        rows = dataclasses.replace(self, phases=phases, planner="dealing", settings=None)
+        if self.total_tokens is None:
+            return rows
+        return dataclasses.replace(rows, total_tokens=rows.tokens_before(self.total_steps))
+
+    @property
+    def decomposition(self) -> Buckets | None:
+        """How documents are cut into buckets, where the schedule does that."""
+        return buckets_of(self.settings) if self.settings is not None and self.planner == "buckets" else None
 
     @cached_property
     def total_steps(self) -> int:
         """Steps until `total_tokens` are served; the last one may go beyond. Raises ConfigError before `resolve`."""
-        if self.total_tokens is None:
-            raise ConfigError("a schedule in epochs has no end yet", remedy="schedule.resolve(store.tokens)")
+        if self.total_tokens is None or not self.phases:
+            raise ConfigError("the schedule has no end before it knows the data", remedy="schedule.resolve(...)")
         index = bisect.bisect_left(self._starts, self.total_tokens) - 1
         phase = self.phases[index]
         return phase.first_step - (-(self.total_tokens - self._starts[index]) // phase.batch_tokens)
@@ -251,7 +249,8 @@ class Schedule:
     @cached_property
     def max_seqlen(self) -> int:
         """The longest sequence of the run: what validation uses and the model has positions for."""
-        return max(phase.seqlen for phase in self.phases)
+        buckets = self.decomposition
+        return buckets.seqlen_end if buckets else max(phase.seqlen for phase in self.phases)
 
     def phase_index(self, step: int) -> int:
         """Index of the phase that `step` belongs to."""
@@ -286,7 +285,17 @@ class Schedule:
         return min(self._shape_ends[self.phase_index(step)] or self.total_steps, self.total_steps)
 
     def changed_at(self, step: int, new: Schedule) -> Schedule:
-        """This schedule before `step`, `new` from then on (by its own count of steps, from 0 of the run)."""
+        """This schedule before `step`, `new` from then on (by its own count of steps, from 0 of the run).
+
+        Raises RunError where batches are made in another way, or are those of buckets, drawn as a whole.
+        """
+        if self.planner != new.planner or self.decomposition:
+            raise RunError(
+                "this schedule cannot be changed midway",
+                found=f"batches made by {self.planner!r} so far, {new.planner!r} from step {step} on",
+                allowed="the same planner before and after, and none of whole buckets",
+                remedy="begin another run",
+            )
         kept = [phase for phase in self.phases if phase.first_step < step]
         current = dataclasses.replace(new.phases[new.phase_index(step)], first_step=step)
         later = [phase for phase in new.phases if phase.first_step > step]

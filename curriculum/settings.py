@@ -8,18 +8,56 @@ from collections.abc import Callable
 from typing import Any
 
 from curriculum import pacing as ramps
+from curriculum.buckets import Buckets
 from curriculum.pacing import Pacing
+from curriculum.phases import Phase, batch_warmup, lay_out
 from curriculum.skyladder import skyladder
 from pipeline.errors import ConfigError
 
+SEQUENCES = "bucket_sequences"
+"""The setting that holds a store's sequences of each bucket, shortest first: added by `Schedule.resolve`."""
 PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyladder}
 """Pacing functions by their names in TOML."""
+
+
+RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
+BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
+CONTROLS = ("batch_warmup",)
+DEALINGS = {"pack": "dealing", "truncate": "truncate"}
+"""`dealing` in [curriculum] -> the planner."""
+
+
+def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the `Schedule` of these tables; see `Schedule.from_settings`."""
+    settings = {key: value for key, value in curriculum.items() if value is not None}
+    size = {key: batch.get(key) for key in BATCH_KEYS}
+    end = end_of_run(run.get("total_tokens"), run.get("epochs"), run.get("max_epochs") or 1)
+    made = {**end, "settings": {"curriculum": dict(settings), "batch": size}}
+    name = settings.pop("pacing", "constant")
+    if name == "buckets":
+        return {**made, "planner": "buckets", "phases": _bucket_phases(settings, size, end)}
+    control = _choice(settings, "control", None, CONTROLS)
+    dealing = _choice(settings, "dealing", "pack", tuple(DEALINGS))
+    made["window_positions"] = _choice(settings, "window_positions", "kept", ("kept", "restart"))
+    pacing = paced(name, settings)
+    phases = lay_out(pacing, batch_size(pacing, **size))
+    return {
+        **made,
+        "planner": DEALINGS[dealing],
+        "phases": batch_warmup(phases) if control == "batch_warmup" else phases,
+    }
+
+
+def buckets_of(settings: dict[str, Any]) -> Buckets:
+    """The decomposition of a schedule's settings."""
+    given = {key: value for key, value in settings["curriculum"].items() if key not in ("pacing", SEQUENCES)}
+    return Buckets(batch_tokens=settings["batch"]["global_batch_tokens"], **given)
 
 
 def paced(name: str, settings: dict[str, Any]) -> Pacing:
     """The pacing `name` with its parameters; raises ConfigError for one that is unknown, missing or not used."""
     if name not in PACINGS:
-        raise ConfigError("unknown pacing", found=name, allowed=", ".join(PACINGS))
+        raise ConfigError("unknown pacing", found=name, allowed=", ".join([*PACINGS, "buckets"]))
     parameters = inspect.signature(PACINGS[name]).parameters
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
     surplus = [key for key in settings if key not in parameters]
@@ -66,6 +104,29 @@ def exactly_one(**values: int | None) -> None:
     for name, value in given.items():
         if value < 1:
             raise ConfigError(f"{name} must be positive", found=value, allowed="1 or more")
+
+
+def _choice(settings: dict[str, Any], key: str, default: str | None, allowed: tuple[str, ...]) -> Any:
+    value = settings.pop(key, default)
+    if value not in (default, *allowed):
+        raise ConfigError(f"unknown {key}", found=value, allowed=", ".join(allowed))
+    return value
+
+
+def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: dict[str, Any]) -> tuple[Phase, ...]:
+    """Known once the store is: its sequences in each bucket are added to the settings then."""
+    known = inspect.signature(Buckets).parameters.keys() - {"batch_tokens"} | {SEQUENCES}
+    wrong = [f"{key} missing" for key in ("seqlen_start", "seqlen_end") if key not in settings]
+    wrong += [f"{key} not used" for key in settings if key not in known]
+    if wrong:
+        allowed = ", ".join(sorted(known - {SEQUENCES}))
+        raise ConfigError("[curriculum] does not fit pacing 'buckets'", found=", ".join(wrong), allowed=allowed)
+    if size["global_batch_tokens"] is None or size["global_batch_sequences"] is not None:
+        raise ConfigError("buckets have as many tokens in every batch", allowed="global_batch_tokens alone")
+    buckets = buckets_of({"curriculum": settings, "batch": size})
+    if SEQUENCES not in settings:
+        return ()
+    return buckets.phases(settings[SEQUENCES], end["epochs"] or end["max_epochs"], end["total_tokens"])
 
 
 def as_toml(tables: dict[str, dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_truncation_throws_away_what_the_paper_run_did(store):
         global_batch_sequences=512,
         total_tokens=157_286_400_000,
     )
-    store_like = type("Like", (), {"tokens": 10**12, "documents": 1})()
+    store_like = SimpleNamespace(tokens=10**12, documents=1, shards=[SimpleNamespace(tokens=10**12)])
     assert round(100 * plan(schedule, store_like).thrown_away_by_truncation, 1) == 9.1
 
 

@@ -56,10 +56,13 @@ class ModelConfig(Section):
         return self
 
 
+PacingName = Literal["constant", "linear", "root", "sine", "exponential", "staged", "table", "skyladder", "buckets"]
+
+
 class CurriculumConfig(Section):
     """[curriculum]: which of these a pacing uses, `Schedule` checks. See docs/schedules.md."""
 
-    pacing: Literal["constant", "linear", "root", "sine", "exponential", "staged", "table", "skyladder"] = "constant"
+    pacing: PacingName = "constant"
     seqlen: int | None = None
     seqlen_start: int | None = None
     seqlen_end: int | None = None
@@ -79,6 +82,13 @@ class CurriculumConfig(Section):
     """Positions a step, 0.125 or "1/8"."""
     window_multiple: int | None = None
     window_positions: Literal["kept", "restart"] | None = None
+    odds: str | list[int] | None = None
+    """Of buckets, by name ("grow-p2", ...) or one for each, shortest first."""
+    cycles: int | None = None
+    order_seed: int | None = None
+    carry: bool | None = None
+    dealing: Literal["pack", "truncate"] | None = None
+    """"truncate": rows are cut out of full-length ones, as the SLW paper did it; loses tokens and says how many."""
     control: Literal["batch_warmup"] | None = None
     """"batch_warmup": as many tokens a step as this curriculum, all at its full length: the arm to compare with."""
 

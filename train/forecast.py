@@ -18,6 +18,7 @@ import torch
 
 from curriculum.ledger import rehearse
 from curriculum.loader import CurriculumLoader
+from curriculum.order import resolve
 from curriculum.plan import Plan, aligned, plan, spans, take_turns
 from curriculum.schedule import Schedule
 from pipeline.reader import Store
@@ -80,7 +81,7 @@ def forecast(config: Config, *, rehearsed: bool = True, tflops: float | None = N
     Raises ConfigError where the data cannot feed the schedule.
     """
     store = Store.open(config.store)
-    schedule = config.schedule().resolve(store.tokens)
+    schedule = resolve(config.schedule(), store)
     table = plan(schedule, store)
     if rehearsed:
         loader = CurriculumLoader(store, schedule, seed=config.run.seed)

@@ -19,6 +19,7 @@ import torch
 
 from curriculum.batch import Batch
 from curriculum.loader import CurriculumLoader, full_length_batches
+from curriculum.order import resolve
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import ProgressLine
@@ -78,7 +79,7 @@ class Run:
         self.config = config
         self.warn = warn
         self.store = Store.open(config.store)
-        self.schedule: Schedule = config.schedule().resolve(self.store.tokens)
+        self.schedule: Schedule = resolve(config.schedule(), self.store)
         self.device = _device(config.run.device)
         torch.manual_seed(config.run.seed)
         positions = saved[1]["positions"] if saved else self.schedule.max_seqlen
