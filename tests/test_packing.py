@@ -1,16 +1,34 @@
 """The packer: nothing lost, nothing padded, equal to a slow and obvious twin."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.bits import highest_up_to, lowest_from, window
 from pipeline.errors import ConfigError
-from pipeline.packing import best_fit, close_exactly, least_cuts, pack, place
+from pipeline.fitting import best_fit, close_exactly, fill_rows, longest_first
+from pipeline.packing import least_cuts, pack, place
 
-ITEMS = st.integers(1, 40).flatmap(
+ITEMS = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])).flatmap(
     lambda seqlen: st.tuples(st.just(seqlen), st.lists(st.integers(1, seqlen), max_size=60))
 )
+
+
+def bins_of(entry, begin, rows, items):
+    """The row of each item, -1 where it is in none."""
+    bins = [-1] * items
+    for row in range(rows):
+        for e in entry[begin[row] : begin[row + 1]].tolist():
+            bins[e >> 32] = row
+    return bins
+
+
+def arrays_for(lengths):
+    """Room for the rows of `lengths`: entry, begin."""
+    return np.empty(len(lengths), dtype=np.int64), np.zeros(len(lengths) + 1, dtype=np.int64)
 
 
 def slow_best_fit(lengths, seqlen):
@@ -33,8 +51,9 @@ def slow_best_fit(lengths, seqlen):
 @given(ITEMS)
 def test_best_fit_equals_its_slow_twin(case):
     seqlen, lengths = case
-    bins, used = best_fit(np.array(lengths, dtype=np.int64), seqlen)
-    assert (bins.tolist(), used.tolist()) == slow_best_fit(lengths, seqlen)
+    (entry, begin), used = arrays_for(lengths), np.zeros(len(lengths), dtype=np.int64)
+    rows = best_fit(*longest_first(np.array(lengths, dtype=np.int64), seqlen), seqlen, entry, begin, used, 0)
+    assert (bins_of(entry, begin, rows, len(lengths)), used[:rows].tolist()) == slow_best_fit(lengths, seqlen)
 
 
 def slow_close_exactly(lengths, seqlen):
@@ -65,9 +84,33 @@ def slow_close_exactly(lengths, seqlen):
 @given(ITEMS)
 def test_closing_rows_exactly_equals_its_slow_twin(case):
     seqlen, lengths = case
-    bins, full = close_exactly(np.array(lengths, dtype=np.int64), seqlen)
-    assert (bins.tolist(), full) == slow_close_exactly(lengths, seqlen)
-    assert np.bincount(bins[bins >= 0], np.array(lengths)[bins >= 0]).tolist() == [seqlen] * full
+    entry, begin = arrays_for(lengths)
+    full = close_exactly(*longest_first(np.array(lengths, dtype=np.int64), seqlen), seqlen, entry, begin)
+    assert (bins_of(entry, begin, full, len(lengths)), full) == slow_close_exactly(lengths, seqlen)
+    rows = [entry[a:b].tolist() for a, b in itertools.pairwise(begin[: full + 1])]
+    tokens = [sum(lengths[e >> 32] for e in row) for row in rows]
+    assert tokens == [seqlen] * full
+
+
+@given(ITEMS, st.integers(1, 3))
+def test_rows_hold_every_item_once_the_full_rows_first(case, copies):
+    seqlen, lengths = case[0], case[1] * copies + [0]  # an item of no tokens is in no row
+    entry, begin, used = fill_rows(np.array(lengths, dtype=np.int64), seqlen)
+    assert sorted(entry.tolist()) == [i << 32 | n for i, n in enumerate(lengths) if n]
+    for row, tokens in enumerate(used.tolist()):
+        held = entry[begin[row] : begin[row + 1]].tolist()
+        assert held == sorted(held) and 0 < sum(e & 0xFFFFFFFF for e in held) == tokens <= seqlen
+    rows = slow_close_exactly(lengths[:-1], seqlen)[1]
+    assert (used[:rows] == seqlen).all()
+
+
+@given(st.sets(st.integers(1, 255)), st.integers(0, 255))
+def test_bits_are_a_set_of_numbers(numbers, at):
+    whole = sum(1 << n for n in numbers)
+    bits = np.array([whole >> (64 * word) & (2**64 - 1) for word in range(5)], dtype=np.uint64)
+    assert lowest_from(bits, at) == min((n for n in numbers if n >= at), default=-1)
+    assert highest_up_to(bits, at) == max((n for n in numbers if n <= at), default=0)
+    assert window(bits, at) == whole >> at & (2**64 - 1)
 
 
 @given(ITEMS, st.integers(0, 12))

@@ -1,0 +1,254 @@
+"""Items of 1..seqlen tokens into rows: rows that are exactly full first, then best-fit decreasing.
+
+Items of equal length are alike, so the work is done per length and copied to the items:
+
+    count       12 x 700   9 x 300   40 x 24           seqlen 1024
+    a row       700 + 300 + 24                         found once ...
+    9 rows      700 + 300 + 24, nine times             ... made as often as the counts allow
+    count        3 x 700             31 x 24
+
+A search ends a length or a row that cannot be closed, so there are few: a million items of 2,048 lengths need some
+thousands. Which lengths are left is a set of bits, beside it the same set mirrored: whether two items add up to a gap
+is 64 pairs an operation. Price: 10-20 ns an item on one core.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pipeline.bits import flip, has, highest_up_to, lowest, lowest_from, window
+
+CLOSING_PAIRS = 4096
+"""Most pairs looked at to close a row: bounds a search at very long sequences."""
+
+
+@njit(nogil=True, cache=True)
+def fill_rows(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both passes. Returns (entry [items], begin [rows + 1], used [rows]), int64; items of length 0 are left out.
+
+    Row r holds entry[begin[r]:begin[r + 1]], used[r] tokens in all; rows that are exactly full come first. An entry
+    is item << 32 | length: with the length at hand nothing is looked up at random, and entries sort by item, as is
+    done within a row.
+    """
+    order, count, after = longest_first(lengths, seqlen)
+    entry = np.empty_like(order)
+    begin = np.zeros(len(order) + 1, dtype=np.int64)
+    used = np.full(len(order), seqlen, dtype=np.int64)
+    full = close_exactly(order, count, after, seqlen, entry, begin)
+    rows = best_fit(order, count, after, seqlen, entry, begin, used, full)
+    for r in range(rows):
+        _sort(entry[begin[r] : begin[r + 1]])
+    return entry, begin[: rows + 1], used[:rows]
+
+
+@njit(nogil=True, cache=True)
+def longest_first(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(entries by decreasing length, equal ones in the order given; how many of each length; where those end).
+
+    While items are taken, `count` says how many of a length are left: the last ones, order[after - count : after].
+    """
+    count = np.zeros(seqlen + 1, dtype=np.int64)
+    for size in lengths:
+        count[size] += 1
+    count[0] = 0
+    after = np.zeros(seqlen + 1, dtype=np.int64)
+    cursor = np.zeros(seqlen + 1, dtype=np.int64)
+    total = 0
+    for size in range(seqlen, 0, -1):
+        cursor[size] = total
+        total += count[size]
+        after[size] = total
+    order = np.empty(total, dtype=np.int64)
+    for i in range(len(lengths)):
+        if lengths[i] > 0:
+            order[cursor[lengths[i]]] = i << 32 | lengths[i]
+            cursor[lengths[i]] += 1
+    return order, count, after
+
+
+@njit(nogil=True, cache=True)
+def close_exactly(
+    order: np.ndarray, count: np.ndarray, after: np.ndarray, seqlen: int, entry: np.ndarray, begin: np.ndarray
+) -> int:
+    """Rows that are exactly full, written to `entry` and `begin` from 0 on; returns how many. Takes from `count`.
+
+    A row begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it
+    takes the longest item that fits; where none does, its first item and all others of that length stay out.
+    """
+    present = np.zeros(seqlen // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `window`
+    mirrored = np.zeros(seqlen // 64 + 4, dtype=np.uint64)  # bit `seqlen - size`: the same
+    for size in range(1, seqlen + 1):
+        if count[size] > 0:
+            flip(present, size)
+            flip(mirrored, seqlen - size)
+    chosen = np.empty(seqlen, dtype=np.int64)
+    taken = np.zeros(seqlen + 1, dtype=np.int64)  # by one row, of each length
+    n = rows = 0
+    for size in range(seqlen, 0, -1):
+        while count[size] > 0:
+            parts, closed = _choose(count, taken, present, mirrored, size, seqlen, chosen)
+            times = len(order)
+            for part in chosen[:parts]:  # give back; the same parts close as many rows as the scarcest allows
+                if taken[part] > 0:
+                    if count[part] == 0:
+                        flip(present, part)
+                        flip(mirrored, seqlen - part)
+                    count[part] += taken[part]
+                    times = min(times, count[part] // taken[part])
+                    taken[part] = 0
+            if not closed:
+                break
+            for _ in range(times):
+                for part in chosen[:parts]:
+                    entry[n] = order[after[part] - count[part]]
+                    count[part] -= 1
+                    n += 1
+                rows += 1
+                begin[rows] = n
+            for part in chosen[:parts]:
+                if count[part] == 0 and has(present, part):
+                    flip(present, part)
+                    flip(mirrored, seqlen - part)
+    return rows
+
+
+@njit(nogil=True, cache=True)
+def _choose(
+    count: np.ndarray,
+    taken: np.ndarray,
+    present: np.ndarray,
+    mirrored: np.ndarray,
+    first: int,
+    seqlen: int,
+    chosen: np.ndarray,
+) -> tuple[int, bool]:
+    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to `seqlen`)."""
+    parts, gap = 0, seqlen
+    one, two = first, 0
+    while one > 0:
+        for part in (one, two):
+            if part > 0:
+                chosen[parts] = part
+                parts += 1
+                gap -= part
+                count[part] -= 1
+                taken[part] += 1
+                if count[part] == 0:
+                    flip(present, part)
+                    flip(mirrored, seqlen - part)
+        if gap == 0:
+            return parts, True
+        one, two = gap, 0
+        if count[gap] == 0:
+            one, two = _pair(count, present, mirrored, gap, seqlen)
+        if one == 0:
+            one = highest_up_to(present, gap - 1)
+    return parts, False
+
+
+@njit(nogil=True, cache=True)
+def _pair(count: np.ndarray, present: np.ndarray, mirrored: np.ndarray, total: int, seqlen: int) -> tuple[int, int]:
+    """The most unequal two lengths left that add up to `total`; (0, 0) where there are none."""
+    limit = min(total // 2, CLOSING_PAIRS)
+    for word in range(limit // 64 + 1):
+        # Bit `two` of the first: `two` is left. Bit `two` of the second: `total - two` is left.
+        both = present[word] & window(mirrored, seqlen - total + 64 * word)
+        if both != 0:
+            two = 64 * word + lowest(both)
+            one = total - two
+            if two > limit or (one == two and count[one] < 2):
+                break
+            return one, two
+    return 0, 0
+
+
+@njit(nogil=True, cache=True)
+def best_fit(
+    order: np.ndarray,
+    count: np.ndarray,
+    after: np.ndarray,
+    seqlen: int,
+    entry: np.ndarray,
+    begin: np.ndarray,
+    used: np.ndarray,
+    rows: int,
+) -> int:
+    """Best-fit decreasing of what `count` left over; appends to `entry`, `begin`, `used` and returns the rows then.
+
+    Longest item first (equal ones in the order given), into the row with the least free space that takes it, the one
+    that was last changed among equals; a new row where none does.
+    """
+    first_row, n = rows, 0
+    row_of = np.empty(count.sum(), dtype=np.int64)
+    below = np.empty(len(row_of), dtype=np.int64)  # rows of equal free space form a stack
+    top = np.full(seqlen + 1, -1, dtype=np.int64)
+    occupied = np.zeros(seqlen // 64 + 1, dtype=np.uint64)  # bit `free`: some row has this much free space
+    for size in range(seqlen, 0, -1):
+        left = count[size]
+        while left > 0:
+            free = lowest_from(occupied, size)
+            if free < 0:
+                row, free = rows, seqlen
+                rows += 1
+                used[row] = 0
+            else:
+                row = top[free] + first_row
+                top[free] = below[row - first_row]
+                if top[free] < 0:
+                    flip(occupied, free)
+            fitting = min(left, free // size)  # while another fits, no row has less free space that takes it
+            row_of[n : n + fitting] = row
+            n += fitting
+            left -= fitting
+            used[row] += fitting * size
+            free -= fitting * size
+            if free > 0:
+                if top[free] < 0:
+                    flip(occupied, free)
+                below[row - first_row] = top[free]
+                top[free] = row - first_row
+    _append_rows(order, count, after, row_of, first_row, rows, entry, begin)
+    return rows
+
+
+@njit(nogil=True, cache=True)
+def _sort(entries: np.ndarray) -> None:
+    """In place; by insertion where they are few, as in most rows."""
+    if len(entries) > 32:
+        entries.sort()
+        return
+    for i in range(1, len(entries)):
+        moved, j = entries[i], i
+        while j > 0 and entries[j - 1] > moved:
+            entries[j] = entries[j - 1]
+            j -= 1
+        entries[j] = moved
+
+
+@njit(nogil=True, cache=True)
+def _append_rows(
+    order: np.ndarray,
+    count: np.ndarray,
+    after: np.ndarray,
+    row_of: np.ndarray,
+    first_row: int,
+    rows: int,
+    entry: np.ndarray,
+    begin: np.ndarray,
+) -> None:
+    """Write what is left, longest first and in rows `row_of`, to `entry` and `begin`: a counting sort."""
+    cursor = np.zeros(rows - first_row + 1, dtype=np.int64)
+    for row in row_of:
+        cursor[row - first_row + 1] += 1
+    cursor[0] = begin[first_row]
+    for row in range(first_row, rows):
+        cursor[row - first_row + 1] += cursor[row - first_row]
+        begin[row + 1] = cursor[row - first_row + 1]
+    n = 0
+    for size in range(len(count) - 1, 0, -1):
+        for at in range(after[size] - count[size], after[size]):
+            row = row_of[n] - first_row
+            entry[cursor[row]] = order[at]
+            cursor[row] += 1
+            n += 1
