@@ -9,15 +9,13 @@ Nothing is held in memory beyond one record, one batch or one row group.
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 
-import orjson
-
-from pipeline.documents import BATCH_BYTES, Bad, Documents, Reader, Reading, Record, Unit, batched
-from pipeline.errors import ConfigError, CorpusError
-from pipeline.files import STDIN, is_remote, lines_before, open_input, suffixes_of
+from pipeline.documents import BATCH_BYTES, Bad, Documents, Reader, Reading, Unit, batched
+from pipeline.errors import ConfigError
+from pipeline.files import is_remote, suffixes_of
 from pipeline.inputs import InputFile
+from pipeline.lines import read_lines
 from pipeline.tables import arrow_sizes, parquet_sizes, read_arrow, read_parquet
 from pipeline.texts import read_separated, read_texts
 
@@ -117,68 +115,8 @@ _SPLITTERS: dict[str, Callable[[InputFile, int], list[Unit]]] = {
 }
 
 
-def _lines(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
-    path = unit.paths[0]
-    with open_input(path) as stream:
-        at = unit.first
-        if at > 0:  # the line that covers our first byte belongs to the unit before, unless it begins there
-            stream.seek(at - 1)
-            at += len(stream.readline()) - 1
-        while unit.end < 0 or at < unit.end:
-            line = stream.readline()
-            if not line:
-                return
-            data = line if at else line.removeprefix(BOM_UTF8)
-            text = _field_of_line(data, reading.text_field, path, at, bad)
-            name = _field_of_line(data, reading.id_field, path, at, bad, integers=True) if text is not None else None
-            if text is not None and (name is not None or not reading.id_field):
-                yield text, at, name
-            at += len(line)
-
-
-def _field_of_line(
-    line: bytes, field: str | None, path: str, at: int, bad: Bad, *, integers: bool = False
-) -> str | None:
-    if not line.strip() or field is None:
-        return None
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        bad(
-            CorpusError(
-                "a line that is not JSON",
-                where=_line(path, at),
-                found=f"{error}: {line[:60]!r}",
-                allowed='one JSON object a line, such as {"text": "..."}',
-                remedy="mend the line, or leave such lines out: --skip-bad",
-            )
-        )
-        return None
-    text = record.get(field) if isinstance(record, dict) else None
-    if isinstance(text, str):
-        return text
-    if integers and type(text) is int:
-        return str(text)
-    fields = ", ".join(record) if isinstance(record, dict) else f"no object but a {type(record).__name__}"
-    missing = not isinstance(record, dict) or field not in record
-    bad(
-        CorpusError(
-            f"a record without the field {field!r}" if missing else f"the field {field!r} is not a string",
-            where=_line(path, at),
-            found=f"fields {fields}" if missing else type(text).__name__,
-            remedy="name the field with the text: --text-field NAME; or leave such records out: --skip-bad",
-        )
-    )
-    return None
-
-
-def _line(path: str, at: int) -> str:
-    number = None if path == STDIN else lines_before(path, at)
-    return f"{path}:{number + 1}" if number is not None else f"{path}, byte {at}"
-
-
 READERS: dict[str, Reader] = {
-    "lines": batched(_lines),
+    "lines": read_lines,
     "separated": batched(read_separated),
     "texts": batched(read_texts),
     "parquet": read_parquet,

@@ -109,16 +109,19 @@ def decode(data: bytes, where: str, bad: Bad) -> str | None:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        bad(
-            CorpusError(
-                "not UTF-8 text",
-                where=where,
-                found=f"byte 0x{data[error.start]:02x} at {error.start}: {error.reason}",
-                allowed="text encoded as UTF-8",
-                remedy="convert it (iconv -t UTF-8), or leave it out: --skip-bad",
-            )
-        )
+        bad(not_utf8(where, error))
         return None
+
+
+def not_utf8(where: str, error: UnicodeDecodeError) -> CorpusError:
+    """The bad record that is encoded otherwise."""
+    return CorpusError(
+        "not UTF-8 text",
+        where=where,
+        found=f"byte 0x{error.object[error.start]:02x} at {error.start}: {error.reason}",
+        allowed="text encoded as UTF-8",
+        remedy="convert it, such as iconv -f LATIN1 -t UTF-8, or leave it out: --skip-bad",
+    )
 
 
 def _together(batch: list[Record]) -> Documents:
