@@ -35,17 +35,19 @@ def split_units(files: list[InputFile], unit_bytes: int, reading: Reading) -> li
         )
     units: list[Unit] = []
     together: list[InputFile] = []
+    size = 0
     for file in files:
         if together and (not _is_one_text(file, reading) or file.source != together[0].source):
             units.append(_text_unit(together))
-            together = []
+            together, size = [], 0
         if not _is_one_text(file, reading):
             units += _SPLITTERS[file.format](file, unit_bytes)
             continue
         together.append(file)
-        if sum(max(part.size, 0) for part in together) >= unit_bytes:
+        size += max(file.size, 0)
+        if size >= unit_bytes:
             units.append(_text_unit(together))
-            together = []
+            together, size = [], 0
     if together:
         units.append(_text_unit(together))
     return units

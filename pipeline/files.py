@@ -125,7 +125,7 @@ def open_raw(path: str) -> BinaryIO:
         return io.BufferedReader(_StandardInput(), _CHUNK_BYTES)
     if not is_remote(path):
         return Path(path).open("rb")
-    return io.BufferedReader(_Remote(path), _CHUNK_BYTES)
+    return io.BufferedReader(_Remote(path), REMOTE_BLOCK_BYTES)
 
 
 def lines_before(path: str, at: int) -> int | None:
@@ -232,8 +232,8 @@ class _Remote(io.RawIOBase):
     def __init__(self, url: str) -> None:
         self._files, path = filesystem(url)  # kept: an archive is closed with its filesystem
         block_bytes = REMOTE_BLOCK_BYTES if has_ranges(url) else 0
-        with _fetching(url):
-            self._file = self._files.open(path, "rb", block_size=block_bytes)
+        with _fetching(url):  # without a cache: our buffer does, and reads no more than a block beyond a unit
+            self._file = self._files.open(path, "rb", block_size=block_bytes, cache_type="none")
 
     def readable(self) -> bool:
         return True

@@ -120,13 +120,21 @@ def _expand(name: str, reading: Reading) -> list[InputFile]:
         raise CorpusError(
             "no input file here",
             where=name,
-            found="a folder without such files" if folder else "nothing of that name",
+            found=_nothing(name, folder),
             allowed=f"a file, a pattern, or a folder with {', '.join((*known, *reading.suffixes))} (also .gz, .zst)",
             remedy="check the path; --suffix .py adds a kind of text file, --format FORMAT takes all files"
             if folder
             else "check the path",
         )
     return [InputFile(path, size, _format_of(path, reading)) for path, size in sizes.items()]
+
+
+def _nothing(name: str, folder: bool) -> str:
+    if folder:
+        return "a folder without such files"
+    if not is_remote(name) and Path(name).exists():
+        return "a pipe or a device: give it to the command's standard input, and - as INPUT"
+    return "nothing of that name"
 
 
 def _format_of(path: str, reading: Reading) -> str:

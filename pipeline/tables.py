@@ -18,6 +18,8 @@ from pipeline.errors import CorpusError
 from pipeline.files import is_remote, open_raw, unreadable
 
 _ARROW_FILE_MAGIC = b"ARROW1"
+_READ_BYTES = 1 << 20
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
 def parquet_sizes(path: str) -> list[int]:
@@ -62,7 +64,12 @@ def read_arrow(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iter
 
 @contextlib.contextmanager
 def _parquet(path: str) -> Iterator[pq.ParquetFile]:
-    with _reading(path, "Parquet"), open_raw(path) as stream, pq.ParquetFile(stream) as table:
+    with (
+        _reading(path, "Parquet"),
+        open_raw(path) as stream,
+        # with a buffer, else a column of a row group is read at once
+        pq.ParquetFile(stream if is_remote(path) else path, buffer_size=_READ_BYTES) as table,
+    ):
         yield table
 
 
@@ -170,14 +177,21 @@ def _piece(batch: pa.RecordBatch, rows: range, reading: Reading, path: str, bad:
 
 def _strings(column: pa.Array) -> list[Any]:
     """Each value as str, None for null, and bytes where it is not UTF-8. Raises ArrowInvalid for wrong offsets."""
-    if not pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
+    elif column.type in (pa.string(), pa.large_string()):  # whether it is UTF-8 shows when it becomes text
+        column.view(_BYTES[column.type]).validate(full=True)
+    else:
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
             if "UTF8" not in str(error):
                 raise
             return _strings_one_by_one(column)
-    values: list[Any] = column.cast(pa.large_string()).to_pylist()
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        return _strings_one_by_one(column)
     return values
 
 
@@ -185,8 +199,7 @@ def _strings_one_by_one(column: pa.Array) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         values = _strings_one_by_one(column.dictionary)
         return [None if at is None else values[at] for at in column.indices.to_pylist()]
-    view = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-    found: list[Any] = column.view(view[column.type]).to_pylist()
+    found: list[Any] = column.view(_BYTES[column.type]).to_pylist()
     for at, value in enumerate(found):
         with contextlib.suppress(UnicodeDecodeError, AttributeError):
             found[at] = value.decode()

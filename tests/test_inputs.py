@@ -113,6 +113,7 @@ def test_sources_stand_together_in_the_order_of_their_names(tree):
         (("a.jsonl.xz",), (), r"xz -dc a\.jsonl\.xz \| slw-prep build -"),
         (("f",), (), r"a folder without such files[\s\S]*--suffix"),
         (("none*",), (), "nothing of that name"),
+        (("/dev/null",), (), "a pipe or a device"),
         (("memory://none/",), (), "nothing of that name"),
     ],
 )
