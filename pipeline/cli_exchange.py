@@ -8,16 +8,18 @@ from typing import Any
 import click
 
 from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, echo_json
-from pipeline.errors import ConfigError
 
 
 @click.command("import")
 @click.argument("inputs", nargs=-1)
-@click.option("--source", "sources", multiple=True, metavar="NAME=INPUT", help="An input with a name, to mix by.")
+@click.option(
+    "--source", "sources", multiple=True, metavar="NAME=INPUT", help="In place of INPUT: a named source, to mix by."
+)
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="The one that made the ids.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to make.")
 @click.option("--format", type=click.Choice(["megatron", "hf"]), help="Without it, told from the input.")
 @click.option("--token-column", default="input_ids", show_default=True, help="Column of a dataset with the ids.")
+@click.option("--id-column", help="Column of a dataset to keep as the column `id`: strings or integers.")
 @click.option("--eod", help="The end-of-document token, where its name is unusual.")
 @click.option("--bos", help="The beginning-of-document token, where its name is unusual.")
 @click.option(
@@ -38,16 +40,15 @@ def import_command(
     slw-prep import saved_dataset/train --token-column input_ids --tokenizer tokenizer.json --out shards/books
     slw-prep import --source en=en.parquet --source code=code.bin --tokenizer tokenizer.json --out shards/mix
     """
+    from pipeline.inputs import parse_source
     from pipeline.interop import ImportOptions, import_tokens
     from pipeline.progress import ProgressLine
 
-    named = [_named(source) for source in sources] + [("", name) for name in inputs]
-    if not named:
-        raise ConfigError("nothing to import", remedy="name an INPUT, or --source NAME=INPUT")
-    with ProgressLine("importing", 0) as progress:
+    named = tuple(parse_source(source) for source in sources)
+    with ProgressLine("importing", len(inputs) + len(named)) as progress:
         result = import_tokens(
-            ImportOptions(inputs=tuple(named), out=out, **options),
-            lambda tokens: progress.update(0, f"{tokens / 1e6:,.0f} M tokens"),
+            ImportOptions(inputs=inputs, sources=named, out=out, **options),
+            lambda done, tokens: progress.update(done, f"{tokens / 1e6:,.0f} M tokens"),
         )
     manifest = result.manifest
     facts = {
@@ -176,10 +177,3 @@ def pack(
     )
     if out:
         click.echo(f'next: datasets.load_from_disk("{out}")')
-
-
-def _named(source: str) -> tuple[str, str]:
-    name, equals, path = source.partition("=")
-    if not (name and equals and path):
-        raise ConfigError("not a named source", found=f"--source {source}", allowed="--source NAME=INPUT")
-    return name, path

@@ -1,71 +1,87 @@
 """Hugging Face datasets, in and out: folders of `save_to_disk`, Arrow and Parquet files.
 
-Read with pyarrow alone, memory-mapped or a row group at a time. Written as a folder that `datasets.load_from_disk`
+Read with pyarrow alone, memory-mapped or some rows at a time. Written as a folder that `datasets.load_from_disk`
 opens without a copy: Arrow streams, dataset_info.json, and state.json, written last.
 """
 
 from __future__ import annotations
 
-import glob
-import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.documents import Reading
 from pipeline.errors import CorpusError
+from pipeline.inputs import TABLES, InputFile, find_files
+from pipeline.tables import open_arrow, open_parquet
 from pipeline.tokenised import BATCH_TOKENS, Tokenised
+from pipeline.unit import write_json
 from pipeline.writer import write_atomically
 
 STATE_NAME = "state.json"
-DICT_NAME = "dataset_dict.json"
-ARROW = (".arrow", ".feather", ".ipc")
-PARQUET = (".parquet",)
 BATCH_ROWS = 1024
 
 
 class TokenColumn:
-    """The column `column` of a dataset, a list of integers a row.
+    """The column `column` of a dataset, a list of integers a row, and its column `id_column` where one is asked for.
 
-    `name` is a folder of `save_to_disk`, a folder of .parquet or .arrow files, such a file, or a pattern of them.
-    Raises CorpusError where it is none of these.
+    `name` is a folder of `save_to_disk`, a folder of .parquet or .arrow files, such a file, a pattern of them, or a
+    URL of any of these. Raises CorpusError where it is none.
     """
 
-    def __init__(self, name: str, column: str) -> None:
+    def __init__(self, name: str, column: str, id_column: str | None = None) -> None:
         self.name = name
-        self.files = _files(name)
+        self.files = find_files((name,), Reading())
         self.column = column
+        self.id_column = id_column
+        self.done = 0.0
+        """Share of the files that `batches` has read."""
+        if others := [file for file in self.files if file.format not in TABLES]:
+            raise CorpusError(
+                "not tokenised data",
+                where=others[0].path,
+                allowed="PREFIX of PREFIX.bin and PREFIX.idx, a folder of `save_to_disk`, .parquet or .arrow files",
+                remedy="text is for `slw-prep build`; an index is told from its name: PREFIX or PREFIX.idx",
+            )
 
     def batches(self, most: int = BATCH_TOKENS) -> Iterator[Tokenised]:
         """All rows in order, each a document, at most `most` tokens or one document at a time.
 
-        Raises CorpusError where a file or the column is missing or damaged, or holds anything but integers.
+        Raises CorpusError where a file or a column is missing or damaged, or holds what it should not.
         """
         first = 0
-        for path in self.files:
-            for rows in _columns(path, self.column):
-                for part in self._split(rows, f"{path}, column {self.column!r}", first, most):
+        for number, file in enumerate(self.files):
+            for batch in self._record_batches(file):
+                for part in self._split(batch, file.path, first, most):
                     yield part
                     first += len(part.lengths)
+            self.done = (number + 1) / len(self.files)
 
-    def _split(self, rows: pa.Array, where: str, first: int, most: int) -> Iterator[Tokenised]:
-        kind = rows.type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        if not is_list or not pa.types.is_integer(kind.value_type):
-            raise CorpusError(
-                "not a column of token ids",
-                where=where,
-                found=kind,
-                allowed="a list of integers a row",
-                remedy="name the column with the ids: --token-column NAME",
-            )
-        if rows.null_count:
-            raise _null(where, first + int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False))))
-        lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False).astype(np.int64)
+    def _record_batches(self, file: InputFile) -> Iterator[pa.RecordBatch]:
+        """Of the columns that are asked for."""
+        names = [self.column] if self.id_column is None else [self.column, self.id_column]
+        if file.format == "parquet":
+            with open_parquet(file.path) as table:
+                _has(table.schema_arrow, names, file.path)
+                yield from table.iter_batches(BATCH_ROWS, columns=names)
+        else:
+            with open_arrow(file.path) as batches:
+                for batch in batches:
+                    _has(batch.schema, names, file.path)
+                    chosen = batch.select(names)
+                    chosen.validate(full=True)  # its offsets are trusted below
+                    yield chosen
+
+    def _split(self, batch: pa.RecordBatch, path: str, first: int, most: int) -> Iterator[Tokenised]:
+        where = f"{path}, column {self.column!r}"
+        rows = batch.column(self.column)
+        lengths = _lengths(rows, where, first)
+        ids = self._ids(batch, path, first) if self.id_column is not None else None
         ends = np.concatenate([[0], np.cumsum(lengths)])
         at = 0
         while at < len(rows):
@@ -74,8 +90,18 @@ class TokenColumn:
             if values.null_count:
                 position = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
                 raise _null(where, first + int(np.searchsorted(ends, ends[at] + position, side="right")) - 1)
-            yield Tokenised(values.to_numpy(), lengths[at:last], first + at)
+            yield Tokenised(values.to_numpy(), lengths[at:last], first + at, None if ids is None else ids[at:last])
             at = last
+
+    def _ids(self, batch: pa.RecordBatch, path: str, first: int) -> np.ndarray:
+        column = batch.column(self.id_column)
+        where = f"{path}, column {self.id_column!r}"
+        kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+        if not any(fits(column.type) for fits in kinds):
+            raise CorpusError("not a column of ids", where=where, found=column.type, allowed="strings or integers")
+        if column.null_count:
+            raise _null(where, first + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))))
+        return np.array(column.cast(pa.string()).to_pylist(), dtype=object)
 
 
 def write_dataset(
@@ -103,7 +129,7 @@ def write_dataset(
         "_output_all_columns": False,
         "_split": split,
     }
-    write_atomically(folder / STATE_NAME, lambda path: _write_text(path, json.dumps(state, indent=1)))
+    write_atomically(folder / STATE_NAME, partial(write_json, value=state))
 
 
 def int32_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
@@ -121,90 +147,34 @@ def _write_stream(path: Path, schema: pa.Schema, batches: Iterable[list[Any]]) -
     write_atomically(path, write)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
-def _files(name: str) -> list[Path]:
-    path = Path(name)
-    if (path / STATE_NAME).is_file():
-        return _saved_files(path)
-    if (path / DICT_NAME).is_file():
+def _lengths(rows: pa.Array, where: str, first: int) -> np.ndarray:
+    """int64 [rows]: tokens of each. Raises CorpusError where `rows` are no lists of integers, or null."""
+    kind = rows.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not pa.types.is_integer(kind.value_type):
         raise CorpusError(
-            "a dataset of several splits",
-            where=path,
-            found=", ".join(sorted(p.parent.name for p in path.glob(f"*/{STATE_NAME}"))),
-            remedy=f"give one of them: {path}/train",
-        )
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in (*ARROW, *PARQUET) and p.is_file())
-    elif path.is_file():
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())  # noqa: PTH207
-    if not found:
-        raise CorpusError(
-            "no tokenised data here",
-            where=name,
-            allowed="PREFIX of PREFIX.bin and PREFIX.idx, a folder of `save_to_disk`, .parquet or .arrow files",
-        )
-    return found
-
-
-def _saved_files(folder: Path) -> list[Path]:
-    try:
-        state = json.loads((folder / STATE_NAME).read_bytes())
-        if state.get("_indices_data_files"):
-            raise CorpusError(
-                "a dataset saved with a selection of rows beside its data",
-                where=folder,
-                remedy="save it with the selection carried out: dataset.flatten_indices().save_to_disk(...)",
-            )
-        files = [folder / entry["filename"] for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorpusError("state.json of the dataset cannot be read", where=folder, found=repr(error)) from error
-    for path in files:
-        if not path.is_file():
-            raise CorpusError("a file of the dataset is missing", where=path, remedy="copy the dataset again")
-    return files
-
-
-def _columns(path: Path, column: str) -> Iterator[pa.Array]:
-    """The column, a record batch at a time."""
-    try:
-        if path.suffix in PARQUET:
-            with pq.ParquetFile(path) as table:
-                _has(table.schema_arrow, column, path)
-                for batch in table.iter_batches(BATCH_ROWS, columns=[column]):
-                    yield batch.column(0)
-            return
-        with pa.memory_map(str(path)) as source:
-            if source.read(6) == b"ARROW1":  # the file format, else the stream
-                reader = pa.ipc.open_file(source)
-                _has(reader.schema, column, path)
-                for number in range(reader.num_record_batches):
-                    yield reader.get_batch(number).column(column)
-                return
-            source.seek(0)
-            stream = pa.ipc.open_stream(source)
-            _has(stream.schema, column, path)
-            for batch in stream:
-                yield batch.column(column)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(
-            "not a readable Parquet or Arrow file", where=path, found=error, remedy="is it whole? copy it again"
-        ) from error
-
-
-def _has(schema: pa.Schema, column: str, path: Path) -> None:
-    if column not in schema.names:
-        raise CorpusError(
-            f"a dataset without the column {column!r}",
-            where=path,
-            found=f"columns {', '.join(schema.names)}",
+            "not a column of token ids",
+            where=where,
+            found=kind,
+            allowed="a list of integers a row",
             remedy="name the column with the ids: --token-column NAME",
         )
+    if rows.null_count:
+        raise _null(where, first + int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False))))
+    lengths: np.ndarray = pc.list_value_length(rows).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lengths
+
+
+def _has(schema: pa.Schema, names: list[str], path: str) -> None:
+    for name, option in zip(names, ("--token-column", "--id-column"), strict=False):
+        if name not in schema.names:
+            raise CorpusError(
+                f"a dataset without the column {name!r}",
+                where=path,
+                found=f"columns {', '.join(schema.names)}",
+                remedy=f"name the column: {option} NAME",
+            )
 
 
 def _null(where: str, row: int) -> CorpusError:
-    return CorpusError("a null among the token ids", where=f"{where}, document {row}", allowed="integers")
+    return CorpusError("a null, where there must be something", where=f"{where}, document {row}")

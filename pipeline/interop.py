@@ -6,9 +6,9 @@ export likewise. Neither holds more than a shard in memory. A store, exported an
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from pipeline.reader import Store
 from pipeline.staging import new_folder
 from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, held_out, without_last
 from pipeline.unit import write_json
-from pipeline.writer import write_atomically, write_shard
+from pipeline.writer import write_atomically, write_bytes, write_shard
 
 FORMATS = ("megatron", "hf")
+Reader = megatron.IndexedDataset | TokenColumn
 Progress = Callable[[int], None]
 """Called with the tokens done so far."""
 
@@ -35,13 +36,16 @@ Progress = Callable[[int], None]
 class ImportOptions:
     """What an import is asked for."""
 
-    inputs: tuple[tuple[str, str], ...]
-    """(source, what to read); the source is "" where none is named."""
+    inputs: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+    """(name, what to read), in place of `inputs`."""
     tokenizer: Path
     out: Path
     format: str | None = None
     """One of FORMATS; None: megatron where the input is an indexed dataset, else hf."""
     token_column: str = "input_ids"
+    id_column: str | None = None
+    """Column of a dataset to keep as the store's column `id`."""
     eod: str | None = None
     bos: str | None = None
     validation_fraction: float = 0.0
@@ -61,9 +65,12 @@ class Imported:
     """Documents without a token, left out."""
 
 
-def import_tokens(options: ImportOptions, progress: Progress = lambda tokens: None) -> Imported:
+def import_tokens(
+    options: ImportOptions, progress: Callable[[float, int], None] = lambda done, tokens: None
+) -> Imported:
     """Make the store `options.out` of data that is tokens already.
 
+    `progress` is called with the inputs read so far, a fraction of the one being read included, and the tokens.
     Raises CorpusError for the data, TokenizerError, ConfigError, and StoreError where `out` is in the way.
     """
     if not 0 <= options.validation_fraction < 1:
@@ -72,23 +79,26 @@ def import_tokens(options: ImportOptions, progress: Progress = lambda tokens: No
         )
     if options.unit_bytes < 1:
         raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")
+    named = _named(options)
     vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
     with new_folder(options.out, marker=MANIFEST_NAME, force=options.force) as folder:
         work = _Import(folder, options, vocabulary, progress)
-        for source, name in _grouped(options.inputs):
-            work.read(source, open_input(name, options.format, options.token_column))
+        for number, (source, name) in enumerate(named):
+            work.read(number, source, open_input(name, options))
         manifest = work.finish()
     return Imported(manifest=manifest, added=work.added, empty=work.empty)
 
 
-def open_input(name: str, form: str | None, token_column: str) -> megatron.IndexedDataset | TokenColumn:
-    """The reader of `name`. Raises CorpusError where there is nothing to read, ConfigError for an unknown format."""
-    if form is not None and form not in FORMATS:
-        raise ConfigError("unknown format", found=form, allowed=", ".join(FORMATS))
+def open_input(name: str, options: ImportOptions) -> Reader:
+    """The reader of `name`. Raises CorpusError where there is nothing to read, ConfigError for a wrong option."""
+    if options.format is not None and options.format not in FORMATS:
+        raise ConfigError("unknown format", found=options.format, allowed=", ".join(FORMATS))
     prefix = megatron.prefix_of(Path(name))
-    if form == "megatron" or (form is None and prefix is not None):
-        return megatron.IndexedDataset(prefix or Path(name))
-    return TokenColumn(name, token_column)
+    if options.format == "hf" or (options.format is None and prefix is None):
+        return TokenColumn(name, options.token_column, options.id_column)
+    if options.id_column is not None:
+        raise ConfigError("a Megatron dataset has no ids", where=name, remedy="leave --id-column out")
+    return megatron.IndexedDataset(prefix or Path(name))
 
 
 def export_megatron(
@@ -118,12 +128,14 @@ def export_huggingface(
 ) -> tuple[int, int]:
     """Write the documents of `store`, or of one source of it, as a dataset that `datasets.load_from_disk` opens.
 
-    Columns: `input_ids` (list of int32) and those that the shards have beside their tokens. A file a shard. Returns
+    Columns: `input_ids` (list of int32) and those that all shards have beside their tokens. A file a shard. Returns
     (documents, tokens). Raises StoreError where the output is in the way.
     """
     counted = [0, 0]
     chosen = _shards_of(store, source)
-    more = [field for field in store.columns(chosen[0]).schema if field.name != "tokens"]
+    schemas = [store.columns(index).schema for index in chosen]
+    shared = set.intersection(*(set(schema.names) for schema in schemas)) - {"tokens"}
+    more = [field for field in schemas[0] if field.name in shared]
     schema = pa.schema([pa.field("input_ids", pa.list_(pa.int32())), *(pa.field(f.name, f.type) for f in more)])
 
     def rows(index: int) -> Iterator[list[Any]]:
@@ -139,10 +151,16 @@ def export_huggingface(
     return counted[0], counted[1]
 
 
-def _grouped(inputs: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    """Inputs of one source together, sources in the order of their first."""
-    order = list(dict.fromkeys(source for source, _ in inputs))
-    return sorted(inputs, key=lambda item: order.index(item[0]))
+def _named(options: ImportOptions) -> list[tuple[str, str]]:
+    """(source, input), those of one source together, in the order of its first."""
+    if bool(options.inputs) == bool(options.sources):
+        raise ConfigError(
+            "inputs with and without a source" if options.inputs else "nothing to import",
+            allowed="INPUT..., or --source NAME=INPUT once or more",
+        )
+    order = list(dict.fromkeys(source for source, _ in options.sources))
+    ordered = sorted(options.sources, key=lambda item: order.index(item[0]))
+    return ordered or [("", name) for name in options.inputs]
 
 
 def _shards_of(store: Store, source: str | None) -> list[int]:
@@ -178,7 +196,13 @@ def _with_or_without_eod(batch: Tokenised, eod: bool) -> Tokenised:
 class _Import:
     """A store in the making, in `folder`."""
 
-    def __init__(self, folder: Path, options: ImportOptions, vocabulary: Vocabulary, progress: Progress) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: ImportOptions,
+        vocabulary: Vocabulary,
+        progress: Callable[[float, int], None],
+    ) -> None:
         self.folder = folder
         self.options = options
         self.vocabulary = vocabulary
@@ -188,8 +212,8 @@ class _Import:
         self.shards: list[ShardInfo] = []
         self.added = self.empty = self.tokens = 0
 
-    def read(self, source: str, reader: megatron.IndexedDataset | TokenColumn) -> None:
-        """All documents of one input, in shards of their own."""
+    def read(self, number: int, source: str, reader: Reader) -> None:
+        """All documents of input `number`, in shards of their own."""
         for batch in reader.batches(self.most):
             checked(batch, self.vocabulary, reader.name)
             whole = ended(batch, self.vocabulary)
@@ -199,11 +223,10 @@ class _Import:
             held = held_out(whole.tokens, whole.lengths, self.options.validation_fraction)
             for split, chosen in (("train", ~held), ("validation", held)):
                 if chosen.any():
-                    tokens, lengths = documents_where(whole.tokens, whole.lengths, chosen)
-                    self.pending[split].append(Ended(tokens, lengths, whole.rows[chosen], 0, 0))
+                    self.pending[split].append(documents_where(whole, chosen))
                     if sum(part.tokens.nbytes for part in self.pending[split]) >= self.options.unit_bytes:
                         self._flush(split, source, reader.name)
-            self.progress(self.tokens)
+            self.progress(number + reader.done, self.tokens)
         for split in SPLIT_FOLDERS:
             if self.pending[split]:
                 self._flush(split, source, reader.name)
@@ -213,7 +236,7 @@ class _Import:
         if not any(shard.split == "train" for shard in self.shards):
             raise CorpusError(
                 "no document to train on",
-                where=", ".join(name for _, name in self.options.inputs[:3]),
+                where=", ".join(name for _, name in _named(self.options)[:3]),
                 found=f"{self.empty} empty documents",
                 remedy="check the input and --validation-fraction",
             )
@@ -227,8 +250,9 @@ class _Import:
             bos_id=vocabulary.bos_id,
             shards=self.shards,
             parameters={
-                "imported": [list(item) for item in options.inputs],
+                "imported": [list(item) for item in _named(options)],
                 "token_column": options.token_column,
+                "id_column": options.id_column,
                 "tokenizer": vocabulary.digest,
                 "eod_id": vocabulary.eod_id,
                 "bos_id": vocabulary.bos_id,
@@ -238,8 +262,8 @@ class _Import:
             },
             skipped=self.empty,
         )
-        write_atomically(self.folder / TOKENIZER_NAME, lambda path: _write_bytes(path, vocabulary.data))
-        write_atomically(self.folder / MANIFEST_NAME, lambda path: write_json(path, manifest.to_json()))
+        write_atomically(self.folder / TOKENIZER_NAME, partial(write_bytes, data=vocabulary.data))
+        write_atomically(self.folder / MANIFEST_NAME, partial(write_json, value=manifest.to_json()))
         return manifest
 
     def _flush(self, split: str, source: str, name: str) -> None:
@@ -249,10 +273,6 @@ class _Import:
         tokens, lengths, rows = (
             np.concatenate([getattr(part, column) for part in parts]) for column in ("tokens", "lengths", "rows")
         )
+        ids = None if self.options.id_column is None else [name for part in parts for name in part.ids.tolist()]  # type: ignore[union-attr]
         unit = f"{Path(name).name} documents [{rows[0]}:{rows[-1] + 1}]"
-        info = write_shard(self.folder, file, split, unit, tokens, lengths, rows)
-        self.shards.append(dataclasses.replace(info, source=source))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+        self.shards.append(write_shard(self.folder, file, split, unit, tokens, lengths, rows, ids=ids, source=source))

@@ -73,6 +73,8 @@ class IndexedDataset:
         self._first_sequence = np.frombuffer(index, "<i8", entries, at + 12 * sequences)
         self._dtype = DTYPES[code]
         self._data = _mapped(self._data_path)
+        self.done = 0.0
+        """Share of the documents that `batches` has read."""
         self._check_documents()
         self._check_sequences()
 
@@ -96,6 +98,7 @@ class IndexedDataset:
                 tokens = self._tokens(pointers[some], lengths[some], in_order)
                 yield Tokenised(tokens, np.diff(ends[first : last + 1]), block + first)
                 first = last
+                self.done = (block + last) / self.documents
 
     def _tokens(self, pointers: np.ndarray, lengths: np.ndarray, in_order: bool) -> np.ndarray:
         """Tokens of some sequences; one slice of the .bin where they stand in it one after another, `in_order`."""

@@ -24,20 +24,20 @@ _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.str
 
 def parquet_sizes(path: str) -> list[int]:
     """Uncompressed bytes of each row group."""
-    with _parquet(path) as table:
+    with open_parquet(path) as table:
         return [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
 
 
 def arrow_sizes(path: str) -> list[int]:
     """Bytes of each record batch of a local Arrow file; it is memory-mapped, so that no text is read."""
-    with _arrow(path) as batches:
+    with open_arrow(path) as batches:
         return [batch.nbytes for batch in batches]
 
 
 def read_parquet(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iterator[Documents]:
     """Row groups `first` to `end` of a Parquet file."""
     path = unit.paths[0]
-    with _parquet(path) as table:
+    with open_parquet(path) as table:
         names = _columns(table.schema_arrow, reading, path)
         groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
         row = sum(group.num_rows for group in groups[: unit.first])
@@ -52,7 +52,7 @@ def read_parquet(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> It
 def read_arrow(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iterator[Documents]:
     """Record batches `first` to `end` of an Arrow file, all of them where `end` is -1."""
     path, row = unit.paths[0], 0
-    with _arrow(path) as batches:
+    with open_arrow(path) as batches:
         for number, batch in enumerate(batches):
             if 0 <= unit.end <= number:
                 return
@@ -63,7 +63,8 @@ def read_arrow(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iter
 
 
 @contextlib.contextmanager
-def _parquet(path: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, local or remote. Raises CorpusError for a damaged one, also where it is read."""
     with (
         _reading(path, "Parquet"),
         open_raw(path) as stream,
@@ -74,7 +75,8 @@ def _parquet(path: str) -> Iterator[pq.ParquetFile]:
 
 
 @contextlib.contextmanager
-def _arrow(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
+def open_arrow(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The record batches of an Arrow file or stream. Raises CorpusError for a damaged one, also where it is read."""
     with _reading(path, "Arrow"), open_raw(path) as stream:
         is_file = stream.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
         stream.seek(0)

@@ -6,7 +6,7 @@ given one; a document without a token is left out. So what was stored by us come
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -28,6 +28,8 @@ class Tokenised:
     """int64 [documents], 0 or more."""
     first: int
     """Number of the first document within its source."""
+    ids: np.ndarray | None = None
+    """object (str) [documents]: what the source calls them, where that is asked for."""
 
 
 def checked(batch: Tokenised, vocabulary: Vocabulary, where: str) -> None:
@@ -63,6 +65,8 @@ class Ended:
     """int64 [documents], at least 1, the end-of-document token included."""
     rows: np.ndarray
     """int64 [documents]: number within the source."""
+    ids: np.ndarray | None
+    """object (str) [documents]"""
     added: int
     """Documents that were given an end-of-document token."""
     empty: int
@@ -74,16 +78,17 @@ def ended(batch: Tokenised, vocabulary: Vocabulary) -> Ended:
     kept = batch.lengths > 0
     lengths = batch.lengths[kept]
     rows = batch.first + np.flatnonzero(kept)
+    ids = batch.ids[kept] if batch.ids is not None else None
     missing = batch.tokens[np.cumsum(lengths) - 1] != vocabulary.eod_id
     empty = len(batch.lengths) - len(lengths)
     if not missing.any():
-        return Ended(batch.tokens.astype(vocabulary.dtype), lengths, rows, 0, empty)
+        return Ended(batch.tokens.astype(vocabulary.dtype), lengths, rows, ids, 0, empty)
     lengths = lengths + missing
     tokens = np.full(int(lengths.sum()), vocabulary.eod_id, dtype=vocabulary.dtype)
     given = np.ones(len(tokens), dtype=np.bool_)
     given[(np.cumsum(lengths) - 1)[missing]] = False
     tokens[given] = batch.tokens
-    return Ended(tokens, lengths, rows, int(missing.sum()), empty)
+    return Ended(tokens, lengths, rows, ids, int(missing.sum()), empty)
 
 
 def held_out(tokens: np.ndarray, lengths: np.ndarray, fraction: float) -> np.ndarray:
@@ -102,11 +107,13 @@ def held_out(tokens: np.ndarray, lengths: np.ndarray, fraction: float) -> np.nda
     return np.fromiter(found, dtype=np.bool_, count=len(lengths))
 
 
-def documents_where(tokens: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and lengths of the documents for which `chosen`, bool [documents]."""
+def documents_where(batch: Ended, chosen: np.ndarray) -> Ended:
+    """The documents of `batch` for which `chosen`, bool [documents]."""
     if chosen.all():
-        return tokens, lengths
-    return tokens[np.repeat(chosen, lengths)], lengths[chosen]
+        return batch
+    ids = batch.ids[chosen] if batch.ids is not None else None
+    tokens = batch.tokens[np.repeat(chosen, batch.lengths)]
+    return replace(batch, tokens=tokens, lengths=batch.lengths[chosen], rows=batch.rows[chosen], ids=ids)
 
 
 def without_last(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from test_cli import call
 
 from pipeline import megatron
 from pipeline.cli import main as prep
-from pipeline.errors import CorpusError, StoreError
+from pipeline.errors import CorpusError, SlwError, StoreError
 from pipeline.interop import ImportOptions, export_huggingface, export_megatron, import_tokens
 from pipeline.megatron import DTYPES, HEADER, MAGIC, IndexedDataset
 from pipeline.reader import Store
@@ -42,9 +42,7 @@ def stored(path, split="train"):
 
 
 def bring(tokenizer, out, *inputs, **more):
-    return import_tokens(
-        ImportOptions(inputs=tuple(("", str(name)) for name in inputs), tokenizer=tokenizer, out=out, **more)
-    )
+    return import_tokens(ImportOptions(inputs=tuple(map(str, inputs)), tokenizer=tokenizer, out=out, **more))
 
 
 def write_megatron(prefix, sequences, code=8, documents=None, order=None):
@@ -211,11 +209,15 @@ def test_odd_columns_are_named(tokenizer, tmp_path, capfd):
             bring(tokenizer, tmp_path / "store", tmp_path / "x.parquet", token_column=column)
     bring(tokenizer, tmp_path / "store", tmp_path / "x.parquet", token_column="fixed")
     assert stored(tmp_path / "store") == [[1, 2, 0], [3, 0]]
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"input_ids": [[1]]})}).save_to_disk(tmp_path / "dict")
+    part = datasets.Dataset.from_dict({"input_ids": [[1]]})
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "dict")
     with pytest.raises(CorpusError, match="several splits"):
         bring(tokenizer, tmp_path / "other", tmp_path / "dict")
-    with pytest.raises(CorpusError, match="no tokenised data"):
+    with pytest.raises(CorpusError, match="no input file"):
         bring(tokenizer, tmp_path / "other", tmp_path / "nowhere")
+    (tmp_path / "x.txt").write_text("words")
+    with pytest.raises(CorpusError, match="not tokenised data"):
+        bring(tokenizer, tmp_path / "other", tmp_path / "x.txt")
     (tmp_path / "y.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-40])
     with pytest.raises(CorpusError, match="readable"):
         bring(tokenizer, tmp_path / "other", tmp_path / "y.parquet")
@@ -279,9 +281,36 @@ def test_sources_keep_their_names_in_and_out(tokenizer, tmp_path):
         in call(prep, "import", "--tokenizer", tokenizer, "--out", tmp_path / "x", status=2).stderr
     )
     assert (
-        "NAME=INPUT"
+        "NAME=PATH"
         in call(prep, "import", "--source", "x", "--tokenizer", tokenizer, "--out", tmp_path / "x", status=2).stderr
     )
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.int64()])
+def test_ids_come_along(tokenizer, tmp_path, kind):
+    rows, names = [[1, 0], [], [2], [3, 4]], pa.array(["10", "11", "12", "13"]).cast(kind)
+    pq.write_table(pa.table({"input_ids": rows, "name": names}), tmp_path / "x.parquet")
+    bring(tokenizer, tmp_path / "a", tmp_path / "x.parquet", id_column="name", validation_fraction=0.5, unit_bytes=2)
+    found = {}
+    for split in ("train", "validation"):
+        export_huggingface(Store.open(tmp_path / "a", split), tmp_path / split, progress=nothing)
+        opened = datasets.load_from_disk(tmp_path / split)
+        found |= dict(zip(opened["id"][:], opened["input_ids"][:], strict=True))
+    assert found == {"10": [1, 0], "12": [2, 0], "13": [3, 4, 0]}
+    assert verify(tmp_path / "a") == []
+
+
+def test_ids_that_cannot_come_along_are_named(tokenizer, tmp_path):
+    pq.write_table(pa.table({"input_ids": [[1], [2]], "x": [1.5, 2.5], "y": ["a", None]}), tmp_path / "x.parquet")
+    write_megatron(tmp_path / "m", [[1]])
+    for name, column, said in [
+        ("x.parquet", "x", "not a column of ids"),
+        ("x.parquet", "y", "document 1"),
+        ("x.parquet", "z", "--id-column"),
+        ("m", "z", "has no ids"),
+    ]:
+        with pytest.raises(SlwError, match=said):
+            bring(tokenizer, tmp_path / "a", tmp_path / name, id_column=column)
 
 
 def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
