@@ -27,7 +27,9 @@ from pipeline.repair import repair
 from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult
 from pipeline.verify import verify
 
-SAMPLE_DOCUMENTS = 200
+SAMPLE_DOCUMENTS = 120
+SAMPLE_CHARACTERS = 600
+SAMPLE_BYTES = 1 << 17
 
 Report = Callable[[UnitResult, int], None]
 """Called after each unit with its result and the number of all units."""
@@ -198,7 +200,9 @@ class _Job:
         _check(options)
         self.options = options
         self.draft = Draft(options.out)
-        self.vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
+        self.vocabulary = load_vocabulary(
+            options.tokenizer, eod=options.eod, bos=options.bos, encoder=options.encoder
+        )
         self.files = find_files(options.inputs, options.reading, options.sources)
         self.parameters = _parameters(options, self.vocabulary, self.files)
         self.units: list[Unit] = []
@@ -293,13 +297,13 @@ def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[Input
 
 
 def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
-    """Documents from the first, middle and last unit."""
+    """The beginnings of documents from the first, middle and last unit."""
     chosen = [units[i] for i in sorted({0, len(units) // 2, len(units) - 1})]
     each = SAMPLE_DOCUMENTS // len(chosen)
-    found = (documents(unit, options.reading, lambda error: None) for unit in chosen)
+    found = (documents(unit, options.reading, lambda error: None, SAMPLE_BYTES) for unit in chosen)
     texts = (islice((text for batch in part for text in batch.texts), each) for part in found)
     with looking_ahead():
-        return [text[:100_000] for part in texts for text in part]
+        return [text[:SAMPLE_CHARACTERS] for part in texts for text in part]
 
 
 def _manifest(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:

@@ -25,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        sync(temporary)
+        sync(temporary, forget=True)
         temporary.replace(path)
         sync(path.parent)
     except (OSError, pa.ArrowException) as error:

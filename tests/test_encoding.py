@@ -1,0 +1,103 @@
+"""fastokens stands in for `tokenizers` only while their ids are equal: on odd strings, on a sample, and later on."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.corpus import Reading
+from pipeline.encoding import (
+    PROBES,
+    SPOT_CHARACTERS,
+    SPOT_EVERY_CHARACTERS,
+    FastEncoder,
+    ReferenceEncoder,
+    Spot,
+    load_vocabulary,
+    put_documents,
+)
+from pipeline.errors import TokenizerError
+from pipeline.vocabulary import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "c.txt").write_text("".join(PROBES) + "the quick brown fox, naïve café 😀 don't stop " * 50)
+    out = folder / "tokenizer.json"
+    train_tokenizer((str(folder / "c.txt"),), out, vocab_size=500, reading=Reading())
+    return load_vocabulary(out).data
+
+
+@pytest.fixture(scope="module")
+def encoders(data):
+    return FastEncoder(data), ReferenceEncoder(data)
+
+
+ODD = st.one_of(
+    st.text(st.characters(blacklist_categories=("Cs",)), max_size=60),
+    st.sampled_from(PROBES),
+    st.sampled_from(
+        ["<|endoftext|>", "<|endoftext", "|>", "\0", "\r\n", " ", "\t", "\u0301", "\u200d", "😀", "'s", "’s"]
+    ),
+    st.builds(
+        str.__mul__,
+        st.sampled_from([" ", "\n", "a", "1", "é", "\u00a0", "\u0300", "<|endoftext|>"]),
+        st.integers(1, 300),
+    ),
+)
+
+
+@settings(max_examples=150)
+@given(texts=st.lists(st.lists(ODD, max_size=5).map("".join), max_size=8))
+def test_fastokens_equals_tokenizers_on_adversarial_strings(encoders, texts):
+    for found, expected in zip(*(encoder.encode(texts) for encoder in encoders), strict=True):
+        assert np.array_equal(found, expected)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 50), min_size=1, max_size=30),
+    dtype=st.sampled_from([np.uint16, np.uint32]),
+)
+def test_documents_are_their_ids_each_with_its_end(lengths, dtype):
+    offsets = np.cumsum([0, *lengths])
+    ids = np.arange(offsets[-1], dtype=np.uint32) + 1
+    out = np.full(len(ids) + len(lengths), 60_000, dtype=dtype)
+    put_documents(out, ids, offsets, 0)
+    expected = [t for a, b in itertools.pairwise(offsets) for t in (*ids[a:b].tolist(), 0)]
+    assert out.tolist() == expected
+
+
+class Wrong:
+    """Right on short texts only."""
+
+    def __init__(self, encoder, longest):
+        self.encoder, self.longest = encoder, longest
+
+    def encode(self, texts):
+        ids, offsets = self.encoder.encode(texts)
+        for i, text in enumerate(texts):
+            if len(text) > self.longest:
+                ids = ids.copy()
+                ids[offsets[i]] ^= 1
+        return ids, offsets
+
+
+@pytest.mark.parametrize("length", [200, 3 * SPOT_CHARACTERS])
+def test_a_difference_that_the_sample_did_not_show_stops_the_build(data, encoders, length):
+    wrong = Wrong(encoders[0], 100)
+    spot = Spot(wrong, data)
+    spot.check(["right"], *wrong.encode(["right"]), "c.jsonl")
+    texts = ["word " * (length // 5)] * (SPOT_EVERY_CHARACTERS // length + 3)
+    with pytest.raises(TokenizerError, match=r"c\.jsonl: 'word[\s\S]*--encoder tokenizers --force"):
+        for text in texts:
+            spot.check([text], *wrong.encode([text]), "c.jsonl")
+
+
+def test_a_tokenizer_is_loaded_with_fastokens_or_without_to_the_same(data, tmp_path):
+    (tmp_path / "t.json").write_bytes(data)
+    found = [load_vocabulary(tmp_path / "t.json", encoder=name) for name in ("auto", "tokenizers")]
+    assert dataclasses.astuple(found[0]) == dataclasses.astuple(found[1])
