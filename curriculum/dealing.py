@@ -95,8 +95,8 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
         while step < end:
             seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
             source.ready(limit)
-            most = max(1, min(DEAL_SEQUENCES, DEAL_TOKENS // seqlen, source.tokens // seqlen))
-            steps = min(schedule.end_of_phase(step) - step, 1 + most // served.fewest_rows(sequences))
+            most = min(DEAL_SEQUENCES, DEAL_TOKENS // seqlen, source.tokens // seqlen)
+            steps = min(schedule.end_of_phase(step) - step, 1 + served.steps_of(most, sequences))
             rows = np.cumsum(served.rows(step, steps, sequences))
             if lead or int(rows[0]) * seqlen > source.tokens:
                 batch = source.cross(seqlen, int(rows[0]) - lead // seqlen, lead % seqlen, limit)
@@ -105,7 +105,7 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
                     yield batch
                 continue
             # As many batches as may be, without those at the end that hold nothing of this source.
-            within = max(int(rows[0]), int(rows[np.searchsorted(rows, most, side="right") - 1]))
+            within = int(rows[max(int(np.searchsorted(rows, most, side="right")) - 1, 0)])
             count = 1 + int(np.searchsorted(rows, within))
             dealt = source.dealer.deal(seqlen, rows[:count]) if within else NOTHING
             if step + count > end:

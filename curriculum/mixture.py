@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -36,15 +36,16 @@ class Mixture:
 
     names: tuple[str, ...]
     weights: tuple[int, ...]
-    max_epochs: tuple[int | None, ...]
-    """How often each may be repeated; None: as often as the schedule's `max_epochs` says."""
+    max_epochs: tuple[int, ...]
+    """How often each may be read; 0: as often as the schedule's `max_epochs` says."""
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Mixture:
         """From {name: {"weight": number, "max_epochs": int}}, as the table [mixture] of a run's TOML.
 
-        Weights are shares of the tokens served, taken as the decimal they are written as; their sum is free. Raises
-        ConfigError for a negative weight, none above 0, or a max_epochs below 1.
+        Weights are shares of the tokens served, taken as the decimal they are written as; their sum is free, and 0
+        leaves a source out. A source is read once unless its max_epochs allows more. Raises ConfigError for a
+        negative weight, none above 0, or a max_epochs below 1.
         """
         weights = [_exact(name, source.get("weight")) for name, source in settings.items()]
         if not any(weights):
@@ -60,9 +61,9 @@ class Mixture:
                 allowed=f"whole numbers of this ratio that add up to {MOST_WEIGHT:,} at most",
                 remedy="round them",
             )
-        caps = [source.get("max_epochs") for source in settings.values()]
+        caps = [source.get("max_epochs", 1) for source in settings.values()]
         for name, cap in zip(settings, caps, strict=True):
-            if cap is not None and cap < 1:
+            if cap < 1:
                 raise ConfigError(f"mixture.{name}.max_epochs must be positive", found=cap, allowed="1 or more")
         return cls(tuple(settings), tuple(whole), tuple(caps))
 
@@ -90,7 +91,8 @@ class Mixture:
     def check(self, schedule: Schedule, tokens: Mapping[str, int]) -> Schedule:
         """`schedule` for sources of `tokens` tokens each. Raises ConfigError where names or amounts do not suffice.
 
-        A source that would run out is refused before the run; nothing is redistributed silently.
+        A source that would run out is refused before the run; nothing is redistributed silently. The schedule's own
+        `max_epochs` does not count, and is raised where the mixture needs more of the whole store.
         """
         unknown = [name for name in self.names if name not in tokens]
         if unknown or (missing := [name for name in tokens if name not in self.names]):
@@ -105,7 +107,7 @@ class Mixture:
                 "a mixture has no common epoch", found=f"epochs = {schedule.epochs}", remedy="set total_tokens"
             )
         for index, name in enumerate(self.names):
-            cap = self.max_epochs[index] or schedule.max_epochs
+            cap = self.max_epochs[index]
             needed = Share(self, index, schedule).tokens_before(schedule.total_steps)
             if needed > cap * tokens[name]:
                 raise ConfigError(
@@ -115,7 +117,9 @@ class Mixture:
                     remedy=f"lower its weight or total_tokens, add data, or mixture.{name}.max_epochs = "
                     f"{-(-needed // max(tokens[name], 1))}",
                 )
-        return schedule
+        return replace(
+            schedule, max_epochs=max(schedule.max_epochs, -(-schedule.total_tokens // sum(tokens.values())))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; equal for equal mixtures."""
@@ -123,7 +127,7 @@ class Mixture:
         return {name: {"weight": weight, "max_epochs": cap} for name, weight, cap in columns}
 
 
-ALONE = Mixture(("",), (1,), (None,))
+ALONE = Mixture(("",), (1,), (0,))
 """No mixture: the whole corpus is one source."""
 
 

@@ -103,9 +103,9 @@ class Served:
         """Rows of it at `step`, `step` + 1, ...: see `Mixture.rows`."""
         return self.mixture.rows(self.source, step, steps, sequences)
 
-    def fewest_rows(self, sequences: int) -> int:
-        """Rows of it in any batch of `sequences`, at least (but 1 where there may be none)."""
-        return max(1, sequences * self.mixture.weights[self.source] // self.mixture.total)
+    def steps_of(self, rows: int, sequences: int) -> int:
+        """In how many batches of `sequences` there are `rows` of it, about."""
+        return rows * self.mixture.total // (sequences * self.mixture.weights[self.source])
 
     def step_of(self, token: int) -> int:
         """The first step whose batch holds token number `token`, or would if it held any of this source."""

@@ -81,6 +81,7 @@ def test_every_section_is_known():
         "model",
         "curriculum",
         "batch",
+        "mixture",
         "optimizer",
         "run",
     }

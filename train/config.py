@@ -10,8 +10,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from curriculum.loader import CurriculumLoader
+from curriculum.mixture import Mixture
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
+from pipeline.reader import Store
 
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2-nano": {"layers": 3, "width": 128, "heads": 4},
@@ -145,6 +148,14 @@ class RunConfig(Section):
     """Of the matrix products; "auto": bfloat16 on cuda, else float32. Weights are float32."""
 
 
+class SourceConfig(Section):
+    """[mixture.NAME]: one named source of the store."""
+
+    weight: float = Field(ge=0)
+    """Its share of the tokens served, of the sum of all weights."""
+    max_epochs: int = Field(1, ge=1)
+
+
 class Config(Section):
     """A whole run."""
 
@@ -152,6 +163,8 @@ class Config(Section):
     model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
     curriculum: CurriculumConfig
     batch: BatchConfig
+    mixture: dict[str, SourceConfig] | None = None
+    """Every named source of the store, weighted; without it the store is served as one."""
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_validate({}))
     run: RunConfig
 
@@ -164,6 +177,18 @@ class Config(Section):
             total_tokens=self.run.total_tokens,
             epochs=self.run.epochs,
             max_epochs=self.run.max_epochs,
+        )
+
+    def loader(self, store: Store, *, rank: int = 0, world_size: int = 1) -> CurriculumLoader:
+        """The run's batches from its beginning; Raises ConfigError as `schedule` does.
+
+        Also where the data do not suffice, or [mixture] does not fit the store.
+        """
+        mixture = None
+        if self.mixture is not None:
+            mixture = Mixture.from_settings({name: source.model_dump() for name, source in self.mixture.items()})
+        return CurriculumLoader(
+            store, self.schedule(), seed=self.run.seed, mixture=mixture, rank=rank, world_size=world_size
         )
 
 
@@ -203,6 +228,8 @@ def known_keys() -> list[str]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             keys += [f"{name}.{key}" for key in section.model_fields]
+        elif name == "mixture":
+            keys += [f"mixture.NAME.{key}" for key in SourceConfig.model_fields]
         else:
             keys.append(name)
     return keys
@@ -213,6 +240,10 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not equals:
         raise ConfigError("an override is key=value", found=text, allowed="for example optimizer.lr=1e-3")
     key = key.strip()
+    if key.startswith("mixture."):
+        name, _, leaf = key.removeprefix("mixture.").rpartition(".")
+        data.setdefault("mixture", {}).setdefault(name, {})[leaf] = _parse_value(value.strip())
+        return
     if key not in known_keys():
         ends = [known for known in known_keys() if known.endswith(f".{key}")]
         if len(ends) != 1:

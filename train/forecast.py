@@ -17,8 +17,6 @@ from typing import Any
 import torch
 
 from curriculum.ledger import rehearse
-from curriculum.loader import CurriculumLoader
-from curriculum.order import resolve
 from curriculum.plan import Plan, aligned, plan, spans, take_turns
 from curriculum.schedule import Schedule
 from pipeline.reader import Store
@@ -81,10 +79,10 @@ def forecast(config: Config, *, rehearsed: bool = True, tflops: float | None = N
     Raises ConfigError where the data cannot feed the schedule.
     """
     store = Store.open(config.store)
-    schedule = resolve(config.schedule(), store)
+    loader = config.loader(store)
+    schedule = loader.schedule
     table = plan(schedule, store)
     if rehearsed:
-        loader = CurriculumLoader(store, schedule, seed=config.run.seed)
         table = dataclasses.replace(table, ledger=rehearse(loader))
     cost = _cost(config, schedule, parameters(config, store.manifest.vocab_size), table, tflops)
     return schedule, Forecast(table, landmarks(config, schedule), cost)

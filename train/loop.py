@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from curriculum.batch import Batch
-from curriculum.loader import CurriculumLoader, full_length_batches
-from curriculum.order import resolve
+from curriculum.loader import full_length_batches
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import ProgressLine
@@ -79,7 +78,8 @@ class Run:
         self.config = config
         self.warn = warn
         self.store = Store.open(config.store)
-        self.schedule: Schedule = resolve(config.schedule(), self.store)
+        self.loader = config.loader(self.store)
+        self.schedule: Schedule = self.loader.schedule
         self.device = _device(config.run.device)
         torch.manual_seed(config.run.seed)
         positions = saved[1]["positions"] if saved else self.schedule.max_seqlen
@@ -93,7 +93,6 @@ class Run:
             )
         self.model = GPT2(config.model, self.store.manifest.vocab_size, positions).to(self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.loader = CurriculumLoader(self.store, self.schedule, seed=config.run.seed)
         self.at = Progressed()
         self.ratio = LossRatio()
         held_out = Store.open(config.store, "validation")

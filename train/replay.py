@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from curriculum.loader import CurriculumLoader
-from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
@@ -40,7 +39,7 @@ def loader_of(
     ranks: Any = {"rank": rank, "world_size": world_size}
     if not config_or_run.is_dir():
         config = load_config(config_or_run, overrides)
-        return CurriculumLoader(Store.open(config.store), config.schedule(), seed=config.run.seed, **ranks)
+        return config.loader(Store.open(config.store), **ranks)
     if overrides:
         raise ConfigError(
             "a run is what it was: no key can be overridden",
@@ -52,9 +51,8 @@ def loader_of(
     store = Store.open(config.store)
     saved = checkpoint.load_latest(config_or_run, lambda text: None)
     if saved is None:
-        return CurriculumLoader(store, config.schedule(), seed=config.run.seed, **ranks)
-    state = saved[1]["loader"]
-    schedule = Schedule.from_json(state["schedules"][-1][1])
-    loader = CurriculumLoader(store, schedule, seed=state["seed"], **ranks)
-    loader.load_state_dict(state)
+        return config.loader(store, **ranks)
+    loader = config.loader(store, **ranks)
+    # The config holds the last schedule that was asked for, perhaps after the checkpoint: what was served decides.
+    loader.load_state_dict(saved[1]["loader"], change_schedule=True)
     return loader
