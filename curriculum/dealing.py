@@ -17,7 +17,7 @@ from curriculum.window import Window, windows
 from pipeline.packing import Packed
 
 DEAL_SEQUENCES = 1 << 18
-DEAL_TOKENS = 1 << 26
+DEAL_TOKENS = 1 << 25
 """Most of one deal; it ends earlier where batches change their shape or the window ends."""
 _NONE = np.empty(0, dtype=np.int64)
 NOTHING = Packed(_NONE, _NONE, _NONE, np.zeros(1, dtype=np.int64))

@@ -1,90 +1,212 @@
-"""Planning and serving batches: the dealer, the packer and the loader beside numpy's fancy indexing.
+"""Dealing measured: cuts, diversity, speed of planning, and the time to go on from a checkpoint. Reads no token.
 
     .venv/bin/python scripts/bench_dealing.py [STORE]
+    .venv/bin/python scripts/bench_dealing.py --trillion 100_000_000_000
 
-Prints one JSON line a length. `plan`: dealing an epoch without reading a token. `serve`: the loader's batches of 64
-sequences, int64, one thread ahead. The reference, numpy indexing of one flat memory-mapped array at random offsets,
-needs no document boundaries, loses the tails and repeats tokens: a floor for time, no alternative.
+Prints one JSON line a measurement, over 100,000 documents of lognormal(6.0, 1.1) tokens and, with STORE, over 100,000
+lengths drawn with replacement from its documents. What is measured is defined in docs/dealing.md, section "Figures".
+
+--trillion N plans N tokens of an SLW ramp (8 to 1024) over a corpus that is made up shard by shard and never held:
+lengths of 16 M tokens a shard come from the shard's number. Peak memory is the process's.
 """
 
 import json
+import resource
 import sys
 import time
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from curriculum.dealer import DEAL_SEQUENCES, Dealer
-from curriculum.loader import CurriculumLoader
+from curriculum.order import Order
+from curriculum.planner import plan_steps
 from curriculum.schedule import Schedule
+from curriculum.window import Lengths
 from pipeline.packing import least_cuts, pack
 from pipeline.reader import Store
 
-SEQUENCES = 64
-MOST_BATCHES = 3000
+DOCUMENTS = 100_000
+SEQLENS = (64, 128, 256, 512, 1024, 2048)
+BATCH_TOKENS = 1 << 18
+SHARD_DOCUMENTS = 22_000
 
 
-def plan_rate(lengths: np.ndarray, seqlen: int) -> tuple[float, float]:
-    """Tokens a second, and excess cuts a document, of dealing one epoch."""
-    started, pieces = time.perf_counter(), 0
-    dealer = Dealer(lengths, seed=1)
-    while dealer.tokens_left:
-        pieces += len(dealer.deal(seqlen, DEAL_SEQUENCES).document)
-    took = time.perf_counter() - started
-    return float(lengths.sum() / took), (pieces - len(lengths) - least_cuts(lengths, seqlen)) / len(lengths)
+def lognormal(documents: int, seed: int = 3) -> np.ndarray:
+    return np.maximum(np.random.default_rng(seed).lognormal(6.0, 1.1, documents).astype(np.int64), 1)
 
 
-def serve_rate(store: Store, seqlen: int) -> float:
-    batches = min(MOST_BATCHES, store.tokens // (SEQUENCES * seqlen))
-    schedule = Schedule.constant(
-        seqlen=seqlen, global_batch_sequences=SEQUENCES, total_tokens=batches * SEQUENCES * seqlen
-    )
-    with CurriculumLoader(store, schedule, seed=1) as loader:
-        next(loader)
-        started = time.perf_counter()
-        served = sum(batch.targets for batch in loader)
-        return served / (time.perf_counter() - started)
+def columns(order: Order, steps: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """(document, start, length) of all pieces, and how many distinct documents each batch has."""
+    parts, distinct = [], []
+    for step, packed in plan_steps(order):
+        parts.append((packed.document, packed.start, packed.length))
+        if steps is not None:
+            distinct.append(len(np.unique(packed.document)))
+        if step + 1 == steps:
+            break
+    document, start, length = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return document, start, length, distinct
 
 
-def numpy_rate(store: Store, seqlen: int) -> float:
-    flat = np.memmap(store.path / store.shards[0].file, dtype=store.manifest.token_dtype, mode="r")
-    batches = min(MOST_BATCHES, store.tokens // (SEQUENCES * seqlen))
-    random = np.random.default_rng(1)
-    window = np.arange(seqlen + 1)
+def cuts(corpus: str, lengths: np.ndarray, seqlen: int) -> dict[str, object]:
+    least, fit = least_cuts(lengths, seqlen), lengths <= seqlen
+    facts: dict[str, object] = {"subject": "cuts", "corpus": corpus, "seqlen": seqlen, "documents": len(lengths)}
+    schedule = Schedule.constant(seqlen=seqlen, global_batch_sequences=BATCH_TOKENS // seqlen, epochs=1)
+    for name, document in (
+        ("pack", pack(lengths, seqlen).document),
+        ("dealer", columns(Order.begin(Lengths(lengths), schedule, seed=1))[0]),
+    ):
+        pieces = np.bincount(document, minlength=len(lengths))
+        facts[f"{name}_excess_cuts_per_document"] = round(
+            float(pieces.sum() - len(lengths) - least) / len(lengths), 4
+        )
+        facts[f"{name}_fitting_documents_cut"] = round(float((pieces[fit] > 1).mean()), 4)
+    order = Order.begin(Lengths(lengths), schedule, seed=1)
     started = time.perf_counter()
-    for _ in range(batches):
-        rows = flat[random.integers(0, len(flat) - seqlen - 1, SEQUENCES)[:, None] + window].astype(np.int64)
-        inputs, labels = rows[:, :-1], rows[:, 1:]
-        assert inputs.shape == labels.shape
-    return batches * SEQUENCES * seqlen / (time.perf_counter() - started)
+    for _ in plan_steps(order):
+        pass
+    facts["plan_m_tokens_per_s"] = round(float(lengths.sum()) / (time.perf_counter() - started) / 1e6)
+    return facts
+
+
+def diversity(corpus: str, lengths: np.ndarray, seqlen: int, sequences: int, steps: int) -> dict[str, object]:
+    schedule = Schedule.constant(
+        seqlen=seqlen, global_batch_sequences=sequences, total_tokens=seqlen * sequences * steps
+    )
+    document, start, length, distinct = columns(Order.begin(Lengths(lengths), schedule, seed=1), steps)
+    draws = np.random.default_rng(1).choice(len(lengths), (20, sequences), p=lengths / lengths.sum())
+    at_random = float(np.mean([len(np.unique(draw)) for draw in draws]))
+    long = lengths[document] >= 2 * seqlen
+    fair = float((1 / np.ceil(lengths[document[long]] / seqlen)).mean())
+    place = np.sort((start[long] + 0.5) / (lengths[document[long]] - length[long] + 1))
+    return {
+        "subject": "diversity",
+        "corpus": corpus,
+        "seqlen": seqlen,
+        "sequences": sequences,
+        "steps": steps,
+        "distinct_documents": round(float(np.mean(distinct)), 1),
+        "distinct_if_drawn_at_random": round(at_random, 1),
+        "openings": round(float((start[long] == 0).mean()), 4),
+        "openings_over_an_epoch": round(fair, 4),
+        "starts_from_uniform_ks": round(float(np.abs(place - (np.arange(len(place)) + 0.5) / len(place)).max()), 4),
+    }
+
+
+def resume(tokens: int) -> dict[str, object]:
+    """Worst of 12 steps over schedules: from nothing to the next batch, in an order made for it."""
+    lengths = lognormal(int(tokens / 739))
+    worst, size = ("", 0, 0.0), 0
+    for name, schedule in {
+        "ramp": Schedule.linear(
+            seqlen_start=8, seqlen_end=1024, duration_steps=6000, global_batch_sequences=256, epochs=1
+        ),
+        "short": Schedule.constant(seqlen=8, global_batch_sequences=512, epochs=1),
+        "long": Schedule.constant(seqlen=1024, global_batch_sequences=64, epochs=1),
+    }.items():
+        order = Order.begin(Lengths(lengths), schedule, seed=1)
+        size = max(size, len(json.dumps(order.schedule.to_json())))
+        for i in range(1, 13):
+            step = order.schedule.total_steps * i // 12 - 1
+            started = time.perf_counter()
+            next(plan_steps(Order.begin(Lengths(lengths), schedule, seed=1), step))
+            worst = max(worst, (name, step, time.perf_counter() - started), key=lambda item: item[2])
+    return {
+        "subject": "resume",
+        "tokens": int(lengths.sum()),
+        "documents": len(lengths),
+        "worst_s": round(worst[2], 3),
+        "worst_at": f"{worst[0]}, step {worst[1]}",
+        "schedule_json_bytes": size,
+    }
+
+
+@dataclass(frozen=True)
+class MadeUpShard:
+    """A shard of lognormal(6.0, 1.1) lengths that are made when they are asked for."""
+
+    number: int
+    documents: int = SHARD_DOCUMENTS
+    source: str = ""
+
+    def lengths(self) -> np.ndarray:
+        return lognormal(self.documents, self.number % 50)
+
+    @property
+    def tokens(self) -> int:
+        return SUMS[self.number % 50]
+
+
+SUMS: list[int] = []
+
+
+class MadeUp:
+    """A corpus of any size without memory: `Corpus` of made-up shards."""
+
+    def __init__(self, tokens: int) -> None:
+        SUMS.extend(int(lognormal(SHARD_DOCUMENTS, seed).sum()) for seed in range(50))
+        self.count = -(-tokens * 50 // sum(SUMS))
+
+    @cached_property
+    def shards(self) -> list[MadeUpShard]:
+        return [MadeUpShard(number) for number in range(self.count)]
+
+    def shard_lengths(self, index: int) -> np.ndarray:
+        return self.shards[index].lengths()
+
+
+def trillion(tokens: int) -> dict[str, object]:
+    corpus = MadeUp(tokens)
+    held = sum(shard.tokens for shard in corpus.shards)
+    schedule = Schedule.linear(
+        seqlen_start=8, seqlen_end=1024, duration_steps=20_000, global_batch_sequences=4096, epochs=1
+    )
+    order = Order.begin(corpus, schedule, seed=1)
+    started, targets, pieces = time.perf_counter(), 0, 0
+    for step, packed in plan_steps(order):
+        targets += int(packed.length.sum())
+        pieces += len(packed.document)
+        if step % 5000 == 0:
+            print(f"step {step:,} of {order.schedule.total_steps:,}", file=sys.stderr)
+    took = time.perf_counter() - started
+    assert targets == held
+    started = time.perf_counter()
+    next(plan_steps(order, order.schedule.total_steps // 2))
+    return {
+        "subject": "windows",
+        "tokens": targets,
+        "documents": corpus.count * SHARD_DOCUMENTS,
+        "pieces": pieces,
+        "steps": order.schedule.total_steps,
+        "took_s": round(took, 1),
+        "plan_m_tokens_per_s": round(targets / took / 1e6),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "resume_in_the_middle_s": round(time.perf_counter() - started, 2),
+    }
 
 
 def main() -> None:
-    store = Store.open(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("demo/store"))
-    plan_rate(store.lengths[:100], 64)  # compiles
-    serve_rate(store, 64)
-    for seqlen in (64, 256, 1024):
-        started = time.perf_counter()
-        packed = pack(store.lengths, seqlen)
-        pack_s = time.perf_counter() - started
-        planned, excess = plan_rate(store.lengths, seqlen)
-        served, reference = serve_rate(store, seqlen), numpy_rate(store, seqlen)
-        facts = {
-            "subject": "dealing",
-            "seqlen": seqlen,
-            "documents": store.documents,
-            "tokens": store.tokens,
-            "plan_m_tokens_per_s": round(planned / 1e6),
-            "dealt_excess_cuts_per_document": round(excess, 4),
-            "packed_excess_cuts_per_document": round(
-                (len(packed.document) - store.documents - least_cuts(store.lengths, seqlen)) / store.documents, 4
-            ),
-            "packed_m_pieces_per_s": round(len(packed.document) / pack_s / 1e6, 1),
-            "serve_m_tokens_per_s": round(served / 1e6, 1),
-            "numpy_m_tokens_per_s": round(reference / 1e6, 1),
-            "ratio": round(served / reference, 2),
-        }
-        print(json.dumps(facts), flush=True)
+    arguments = sys.argv[1:]
+    columns(
+        Order.begin(Lengths(lognormal(99)), Schedule.constant(seqlen=9, global_batch_sequences=2, epochs=1), seed=1)
+    )
+    if arguments[:1] == ["--trillion"]:
+        print(json.dumps(trillion(int(arguments[1]))), flush=True)
+        return
+    corpora = {"lognormal(6.0, 1.1)": lognormal(DOCUMENTS)}
+    if arguments:
+        found = Store.open(Path(arguments[0])).lengths
+        drawn = np.random.default_rng(1).choice(found, DOCUMENTS)
+        corpora[f"{len(found)} documents, drawn with replacement"] = drawn
+    for name, lengths in corpora.items():
+        for seqlen in SEQLENS:
+            print(json.dumps(cuts(name, lengths, seqlen)), flush=True)
+        print(json.dumps(diversity(name, lengths, 8, 512, 50)), flush=True)
+    print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), 8, 500, 20)), flush=True)
+    print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), 64, 250, 20)), flush=True)
+    print(json.dumps(resume(1_000_000_000)), flush=True)
 
 
 if __name__ == "__main__":

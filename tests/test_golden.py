@@ -44,7 +44,7 @@ ORDERS = {
     "mixture": lambda: Order.begin(
         Lengths(SOURCES, shards=2),
         Schedule.linear(
-            seqlen_start=8, seqlen_end=64, duration_steps=700, global_batch_sequences=10, total_tokens=400_000
+            seqlen_start=8, seqlen_end=64, duration_steps=700, global_batch_sequences=10, total_tokens=420_000
         ),
         seed=9,
         mixture=Mixture.from_settings(SHARES),
@@ -56,7 +56,13 @@ ORDERS = {
         .changed_at(333, Schedule.constant(seqlen=111, global_batch_sequences=4, epochs=2))
     ),
 }
-GOLDEN = {}
+GOLDEN = {
+    "constant": "1000 3eba16a74743e8c8",
+    "linear": "1000 4c5565ab217dff50",
+    "tokens, in windows": "1000 9a8a1f50a3466bf5",
+    "mixture": "1000 6d33a3325d72ead2",
+    "changed twice": "1000 568dcd4a51f32475",
+}
 
 
 @pytest.mark.parametrize("name", ORDERS)
