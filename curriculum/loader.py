@@ -24,7 +24,7 @@ from pipeline.packing import Packed
 from pipeline.reader import Store
 
 STATE_VERSION = 2
-CHUNK_TOKENS = 1 << 15
+CHUNK_TOKENS = 1 << 17
 """Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
 
 

@@ -24,27 +24,29 @@ CLOSING_PAIRS = 4096
 
 
 @njit(nogil=True, cache=True)
-def fill_rows(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both passes. Returns (entry [items], begin [rows + 1], used [rows]), int64; items of length 0 are left out.
+def fill_rows(
+    lengths: np.ndarray, seqlen: int, order: np.ndarray, entry: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both passes. Writes `entry` and returns (begin [rows + 1], used [rows]), int64; items of length 0 are left out.
 
     Row r holds entry[begin[r]:begin[r + 1]], used[r] tokens in all; rows that are exactly full come first. An entry
     is item << 32 | length: with the length at hand nothing is looked up at random, and entries sort by item, as is
-    done within a row.
+    done within a row. `order` and `entry` are int64 [items]; `order` is for use within.
     """
-    order, count, after = longest_first(lengths, seqlen)
-    entry = np.empty_like(order)
-    begin = np.zeros(len(order) + 1, dtype=np.int64)
-    used = np.full(len(order), seqlen, dtype=np.int64)
+    count, after = longest_first(lengths, seqlen, order)
+    begin, used = np.empty(len(order) + 1, dtype=np.int64), np.empty(len(order), dtype=np.int64)
+    begin[0] = 0
     full = close_exactly(order, count, after, seqlen, entry, begin)
+    used[:full] = seqlen
     rows = best_fit(order, count, after, seqlen, entry, begin, used, full)
     for r in range(rows):
         _sort(entry[begin[r] : begin[r + 1]])
-    return entry, begin[: rows + 1], used[:rows]
+    return begin[: rows + 1], used[:rows]
 
 
 @njit(nogil=True, cache=True)
-def longest_first(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(entries by decreasing length, equal ones in the order given; how many of each length; where those end).
+def longest_first(lengths: np.ndarray, seqlen: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write entries to `order` by decreasing length; returns (how many of each length, where those end in it).
 
     While items are taken, `count` says how many of a length are left: the last ones, order[after - count : after].
     """
@@ -59,12 +61,11 @@ def longest_first(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndar
         cursor[size] = total
         total += count[size]
         after[size] = total
-    order = np.empty(total, dtype=np.int64)
     for i in range(len(lengths)):
         if lengths[i] > 0:
             order[cursor[lengths[i]]] = i << 32 | lengths[i]
             cursor[lengths[i]] += 1
-    return order, count, after
+    return count, after
 
 
 @njit(nogil=True, cache=True)

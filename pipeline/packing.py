@@ -65,13 +65,18 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
         raise ConfigError(
             "a document needs at least one token", found=f"lengths[{at}] = {lengths[at]}", allowed=">= 1"
         )
-    return Packed(*_pack(lengths, seqlen))
+    # Memory from numpy is in huge pages where it is large; page faults would take as long as the packing.
+    rest, order, entry = np.empty((3, len(lengths)), dtype=np.int64)
+    whole, left, items = _split(lengths, seqlen, rest)
+    document, start, length = np.empty((3, whole + items + left // seqlen), dtype=np.int64)
+    offsets = np.empty(whole - (-left // seqlen) + 1, dtype=np.int64)
+    pieces = _pack(lengths, seqlen, rest, whole, left // seqlen, order, entry, document, start, length, offsets)
+    return Packed(document[:pieces], start[:pieces], length[:pieces], offsets)
 
 
 @njit(nogil=True, cache=True)
-def _pack(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The arrays of `Packed`: sequences of one document each first, then those of what is left."""
-    rest = np.empty_like(lengths)
+def _split(lengths: np.ndarray, seqlen: int, rest: np.ndarray) -> tuple[int, int, int]:
+    """Write to `rest` what full sequences leave of documents; returns (those, tokens left, documents with any)."""
     whole = left = items = 0
     for d in range(len(lengths)):
         full = lengths[d] // seqlen if lengths[d] >= seqlen else 0  # a division takes as long as all else here
@@ -79,12 +84,24 @@ def _pack(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.
         whole += full
         left += rest[d]
         items += rest[d] > 0
-    entry, begin, used = fill_rows(rest, seqlen)
-    ranked = _fullest_first(used, seqlen, np.arange(len(used)))
-    rows = left // seqlen
-    document = np.empty(whole + items + rows, dtype=np.int64)
-    start, length = np.empty_like(document), np.empty_like(document)
-    offsets = np.empty(whole + rows + (left > rows * seqlen) + 1, dtype=np.int64)
+    return whole, left, items
+
+
+@njit(nogil=True, cache=True)
+def _pack(
+    lengths: np.ndarray,
+    seqlen: int,
+    rest: np.ndarray,
+    whole: int,
+    rows: int,
+    order: np.ndarray,
+    entry: np.ndarray,
+    document: np.ndarray,
+    start: np.ndarray,
+    length: np.ndarray,
+    offsets: np.ndarray,
+) -> int:
+    """Write `whole` sequences of one document each, then `rows` of what is left and the last; returns the pieces."""
     p = 0
     for d in range(len(lengths)):
         for first in range(0, lengths[d] - rest[d], seqlen):
@@ -92,10 +109,12 @@ def _pack(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.
             offsets[p] = p
             p += 1
     offsets[whole] = whole
+    begin, used = fill_rows(rest, seqlen, order, entry)
+    ranked = _fullest_first(used, seqlen, np.arange(len(used)))
     tail = (document[whole:], start[whole:], length[whole:], offsets[whole:])
     pieces = whole + _write_rows(lengths, seqlen, rows, entry, begin, ranked, *tail)
     offsets[-1] = pieces  # less than a row is left over: the last sequence
-    return document[:pieces], start[:pieces], length[:pieces], offsets
+    return int(pieces)
 
 
 @njit(nogil=True, cache=True)
@@ -107,7 +126,8 @@ def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.n
     Returns (item, start, length, row), int64 [pieces], ordered by row, the leftovers (row -1) last; `start` counts
     within the item. All rows are full if the items hold at least rows * seqlen tokens; else the last ones are not.
     """
-    entry, begin, used = fill_rows(lengths, seqlen)
+    order, entry = np.empty_like(lengths), np.empty_like(lengths)
+    begin, used = fill_rows(lengths, seqlen, order, entry)
     ranked = _fullest_first(used, seqlen, _earliest_first(entry, begin, len(lengths)))
     item = np.empty(len(lengths) + rows, dtype=np.int64)
     start, length, offsets = np.empty_like(item), np.empty_like(item), np.zeros(rows + 1, dtype=np.int64)

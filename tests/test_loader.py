@@ -1,6 +1,9 @@
 """The loader: every stored token a target once, the same batches on any ranks, exact resume from any step."""
 
+import itertools
 import json
+import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -174,3 +177,19 @@ def test_validation_batches_hold_every_token_once(store):
     batches = list(full_length_batches(store, 32, 4))
     assert sum(batch.targets for batch in batches) == store.tokens
     assert sum(int((batch.labels == EOD).sum()) for batch in batches) == store.documents
+
+
+@settings(max_examples=10)
+@given(schedule=SCHEDULES, prefetch=st.integers(1, 3))
+def test_memory_used_in_a_circle_is_safe_from_prefetch_plus_two_on(store, schedule, prefetch):
+    expected = batches_of(store, schedule)
+    with mock.patch("curriculum.loader.CHUNK_TOKENS", 300):
+        circle = itertools.cycle([np.empty(100_000, dtype=np.int64) for _ in range(prefetch + 2)])
+        with CurriculumLoader(
+            store,
+            schedule,
+            seed=3,
+            prefetch=prefetch,
+            allocate=lambda shape: next(circle)[: math.prod(shape)].reshape(shape),
+        ) as loader:
+            assert sum(same(batch, known) for batch, known in zip(loader, expected, strict=True)) == len(expected)
