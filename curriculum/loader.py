@@ -125,7 +125,7 @@ class CurriculumLoader:
         step = int(state["step"])
         schedules = [(int(first), Schedule.from_json(schedule)) for first, schedule in state["schedules"]]
         asked = self.order.asked[-1][1]
-        if schedules[-1][1] != asked:
+        if schedules[-1][1].raised_to(None) != asked.raised_to(None):
             if not change_schedule:
                 raise RunError(
                     "the schedule is not the one of the saved state",
@@ -139,6 +139,13 @@ class CurriculumLoader:
         _check_ranks(order.schedule, self.world_size)
         self.close()
         self.step, self.order = step, order
+
+    def change_schedule(self, schedule: Schedule) -> None:
+        """Go on with `schedule` from the next batch on: what was served stays served. See `Order.changed_at`."""
+        order = self.order.changed_at(self.step, schedule)
+        _check_ranks(order.schedule, self.world_size)
+        self.close()
+        self.order = order
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a state to be of this loader."""

@@ -224,7 +224,8 @@ def require_positive(**values: int) -> None:
             raise ConfigError(f"{name} must be positive", found=value, allowed="1 or more")
 
 
-def _ramp(start: int, end: int, multiple: int, reach: Reach, unit: Literal["steps", "tokens"]) -> Pacing:
+def require_multiples(start: int, end: int, multiple: int) -> None:
+    """Raise ConfigError where `seqlen_start` or `seqlen_end` is no positive multiple of `seqlen_multiple`."""
     require_positive(seqlen_start=start, seqlen_end=end, seqlen_multiple=multiple)
     for name, value in (("seqlen_start", start), ("seqlen_end", end)):
         if value % multiple:
@@ -235,6 +236,10 @@ def _ramp(start: int, end: int, multiple: int, reach: Reach, unit: Literal["step
                 found=f"{name} = {value}, seqlen_multiple = {multiple}",
                 allowed=" or ".join(str(near) for near in nearest),
             )
+
+
+def _ramp(start: int, end: int, multiple: int, reach: Reach, unit: Literal["steps", "tokens"]) -> Pacing:
+    require_multiples(start, end, multiple)
     first = 1 if unit == "steps" else 0  # the step counted 1 is step 0; no token is seen before it
     points = {0: start}
     for value in range(start, end, multiple if end > start else -multiple):

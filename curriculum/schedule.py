@@ -16,12 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
 from curriculum.phases import Phase, merged
-from curriculum.settings import BATCH_KEYS, RUN_KEYS, as_toml, buckets_of, build
+from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of
 from pipeline.errors import ConfigError, RunError
 
-MADE_KEYS = ("planner", "window_positions")
+MADE_KEYS = ("planner", "window_positions", "seqlen_to_come")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Schedule:
     """What makes batches of it: a name of `curriculum.planner.PLANNERS`."""
     window_positions: str = "kept"
     """"restart": position ids count from 0 in each attention window; "kept": as without windows."""
+    seqlen_to_come: int | None = None
+    """Where lengths follow from the data or the course of the run: the longest there may be."""
     settings: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     """{"curriculum": ..., "batch": ...} as in TOML, which it was made from; None where it was changed at a step."""
 
@@ -155,6 +158,23 @@ class Schedule:
         return cls._made("buckets", locals(), run)
 
     @classmethod
+    def adaptive(
+        cls,
+        *,
+        seqlen_start: int,
+        seqlen_end: int,
+        seqlen_multiple: int = 8,
+        tolerance: float = 1.3,
+        patience: int = 3,
+        **run: Any,
+    ) -> Schedule:
+        """Longer by a notch whenever validation is calm, see `curriculum.adaptive`. `run`: see `from_settings`.
+
+        It stays at `seqlen_start` until whoever validates says `loader.change_schedule(schedule.raised_to(seqlen))`.
+        """
+        return cls._made("adaptive", locals(), run)
+
+    @classmethod
     def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Any) -> Schedule:
         """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on. `run`: see `from_settings`.
 
@@ -233,6 +253,19 @@ class Schedule:
         return dataclasses.replace(rows, total_tokens=rows.tokens_before(self.total_steps))
 
     @property
+    def notches(self) -> Notches | None:
+        """When the length rises, where validation decides that."""
+        return notches_of(self.settings)
+
+    def raised_to(self, seqlen: int | None) -> Schedule:
+        """An adaptive schedule that has come to `seqlen`; None: at its beginning. Others are returned as they are."""
+        if self.settings is None or self.notches is None:
+            return self
+        curriculum = {**self.settings["curriculum"], SEQLEN_NOW: seqlen}
+        run = {key: getattr(self, key) for key in RUN_KEYS}
+        return Schedule.from_settings(curriculum, self.settings["batch"], **run)
+
+    @property
     def decomposition(self) -> Buckets | None:
         """How documents are cut into buckets, where the schedule does that."""
         return buckets_of(self.settings) if self.settings is not None and self.planner == "buckets" else None
@@ -249,8 +282,7 @@ class Schedule:
     @cached_property
     def max_seqlen(self) -> int:
         """The longest sequence of the run: what validation uses and the model has positions for."""
-        buckets = self.decomposition
-        return buckets.seqlen_end if buckets else max(phase.seqlen for phase in self.phases)
+        return max([phase.seqlen for phase in self.phases] + [self.seqlen_to_come or 0])
 
     def phase_index(self, step: int) -> int:
         """Index of the phase that `step` belongs to."""

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from curriculum import pacing as ramps
+from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
 from curriculum.pacing import Pacing
 from curriculum.phases import Phase, batch_warmup, lay_out
 from curriculum.skyladder import skyladder
 from pipeline.errors import ConfigError
 
+SEQLEN_NOW = "seqlen_now"
+"""The setting that holds how far an adaptive schedule has come: added by `Schedule.raised_to`."""
 SEQUENCES = "bucket_sequences"
 """The setting that holds a store's sequences of each bucket, shortest first: added by `Schedule.resolve`."""
 PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyladder}
@@ -35,11 +38,16 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
     made = {**end, "settings": {"curriculum": dict(settings), "batch": size}}
     name = settings.pop("pacing", "constant")
     if name == "buckets":
-        return {**made, "planner": "buckets", "phases": _bucket_phases(settings, size, end)}
+        phases = _bucket_phases(settings, size, end)
+        return {**made, "planner": "buckets", "phases": phases, "seqlen_to_come": settings["seqlen_end"]}
     control = _choice(settings, "control", None, CONTROLS)
     dealing = _choice(settings, "dealing", "pack", tuple(DEALINGS))
     made["window_positions"] = _choice(settings, "window_positions", "kept", ("kept", "restart"))
-    pacing = paced(name, settings)
+    if name == "adaptive":
+        made["seqlen_to_come"] = settings.get("seqlen_end")
+        pacing = _adaptive(settings)
+    else:
+        pacing = paced(name, settings)
     phases = lay_out(pacing, batch_size(pacing, **size))
     return {
         **made,
@@ -54,10 +62,17 @@ def buckets_of(settings: dict[str, Any]) -> Buckets:
     return Buckets(batch_tokens=settings["batch"]["global_batch_tokens"], **given)
 
 
+def notches_of(settings: dict[str, Any] | None) -> Notches | None:
+    """When an adaptive schedule's length rises; None for any other."""
+    if settings is None or settings["curriculum"].get("pacing") != "adaptive":
+        return None
+    return Notches(**{k: v for k, v in settings["curriculum"].items() if k in inspect.signature(Notches).parameters})
+
+
 def paced(name: str, settings: dict[str, Any]) -> Pacing:
     """The pacing `name` with its parameters; raises ConfigError for one that is unknown, missing or not used."""
     if name not in PACINGS:
-        raise ConfigError("unknown pacing", found=name, allowed=", ".join([*PACINGS, "buckets"]))
+        raise ConfigError("unknown pacing", found=name, allowed=", ".join([*PACINGS, "buckets", "adaptive"]))
     parameters = inspect.signature(PACINGS[name]).parameters
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
     surplus = [key for key in settings if key not in parameters]
@@ -111,6 +126,18 @@ def _choice(settings: dict[str, Any], key: str, default: str | None, allowed: tu
     if value not in (default, *allowed):
         raise ConfigError(f"unknown {key}", found=value, allowed=", ".join(allowed))
     return value
+
+
+def _adaptive(settings: dict[str, Any]) -> Pacing:
+    """The length that holds until a validation raises it."""
+    known = inspect.signature(Notches).parameters
+    wrong = [f"{key} missing" for key in ("seqlen_start", "seqlen_end") if key not in settings]
+    wrong += [f"{key} not used" for key in settings if key not in (*known, SEQLEN_NOW)]
+    if wrong:
+        found = ", ".join(wrong)
+        raise ConfigError("[curriculum] does not fit pacing 'adaptive'", found=found, allowed=", ".join(known))
+    now = settings.pop(SEQLEN_NOW, None)
+    return ramps.constant(seqlen=now or Notches(**settings).seqlen_start)
 
 
 def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: dict[str, Any]) -> tuple[Phase, ...]:

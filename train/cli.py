@@ -74,6 +74,8 @@ def plan(
     from train.forecast import forecast, render_forecast
 
     schedule, what = forecast(settings, rehearsed=not quick, tflops=tflops)
+    if schedule.notches:
+        click.echo("adaptive: validation decides when the length rises; this is the run if it never did", err=True)
     if plot:
         from train.chart import draw
 
@@ -117,6 +119,9 @@ def run(config: Path, overrides: tuple[str, ...], force: bool, change_schedule: 
             f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
             f"{outcome.spikes} spikes, {outcome.elapsed_s:.0f} s"
         )
+        if outcome.lengths:
+            taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
+            click.echo(f"lengths taken: {taken}")
     sys.exit(0 if outcome.finished else 130)
 
 

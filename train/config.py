@@ -59,7 +59,9 @@ class ModelConfig(Section):
         return self
 
 
-PacingName = Literal["constant", "linear", "root", "sine", "exponential", "staged", "table", "skyladder", "buckets"]
+PacingName = Literal[
+    "constant", "linear", "root", "sine", "exponential", "staged", "table", "skyladder", "buckets", "adaptive"
+]
 
 
 class CurriculumConfig(Section):
@@ -85,6 +87,8 @@ class CurriculumConfig(Section):
     """Positions a step, 0.125 or "1/8"."""
     window_multiple: int | None = None
     window_positions: Literal["kept", "restart"] | None = None
+    tolerance: float | None = None
+    patience: int | None = None
     odds: str | list[int] | None = None
     """Of buckets, by name ("grow-p2", ...) or one for each, shortest first."""
     cycles: int | None = None

@@ -10,13 +10,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from curriculum.adaptive import Calm
 from curriculum.batch import Batch
 from curriculum.loader import full_length_batches
 from curriculum.schedule import Schedule
@@ -69,6 +70,8 @@ class Outcome:
     """At full length, nats a token; None without held-out documents."""
     spikes: int
     elapsed_s: float
+    lengths: list[tuple[int, int]] = field(default_factory=list)
+    """(first step, seqlen) that an adaptive schedule took."""
 
 
 class Run:
@@ -99,6 +102,10 @@ class Run:
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
             warn("the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)")
+        self.notches = self.schedule.notches
+        self.calm = Calm()
+        if self.notches and self.held_out is None:
+            raise ConfigError("an adaptive length follows validation", found="no held-out documents")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 matrix products where configured."""
@@ -141,11 +148,24 @@ class Run:
                 break
         return float(total) / targets
 
+    def adapt(self, validation: float) -> int | None:
+        """The length from the next step on, where `validation` has raised it."""
+        if self.notches is None or self.at.step >= self.schedule.total_steps:
+            return None
+        seqlen = self.schedule.seqlen(self.at.step)
+        raised = self.calm.observe(validation, seqlen, self.notches)
+        if raised == seqlen:
+            return None
+        self.loader.change_schedule(self.loader.order.asked[-1][1].raised_to(raised))
+        self.schedule = self.loader.schedule
+        return raised
+
     def save(self) -> None:
         """Write a checkpoint of this moment."""
         state = {
             "progressed": asdict(self.at),
             "loss_ratio": asdict(self.ratio),
+            "calm": asdict(self.calm),
             "positions": self.model.positions.num_embeddings,
             "loader": self.loader.state_dict(),
         }
@@ -160,6 +180,7 @@ class Run:
         checkpoint.restore(folder, state, self.model, self.optimizer)
         self.at = Progressed(**state["progressed"])
         self.ratio = LossRatio(**state["loss_ratio"])
+        self.calm = Calm(**state["calm"])
 
 
 def run(
@@ -192,7 +213,8 @@ def run(
         metrics.close()
         this.loader.close()
     at = this.at
-    return Outcome(str(folder), finished, at.step, at.tokens_seen, validation, this.ratio.spikes, at.elapsed_s)
+    taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
+    return Outcome(str(folder), finished, at.step, at.tokens_seen, validation, this.ratio.spikes, at.elapsed_s, taken)
 
 
 def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float | None]:
@@ -210,6 +232,9 @@ def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float 
                 validation = this.validate()
                 if validation is not None:
                     line["validation_loss"] = validation
+                    if raised := this.adapt(validation):
+                        line["seqlen_next"] = raised
+                        total_steps = this.schedule.total_steps
             metrics.write(line)
             progress.update(step, _detail(line, total_steps, validation))
             if step % settings.checkpoint_every_steps == 0 or step == total_steps or signals.received:
