@@ -30,6 +30,8 @@ COUNT_LINES_BYTES = 1 << 30
 """Line numbers are counted for records in the first GiB of a file; beyond, its byte offset is named."""
 _CHUNK_BYTES = 1 << 20
 _WINDOW_BYTES = 1 << 31  # what `zstd --long=31` makes
+_counted: dict[tuple[str, int], tuple[int, int]] = {}
+"""By path and size: how far lines were counted, and how many; so that units with bad lines read a file once."""
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::)")
 
 
@@ -132,11 +134,16 @@ def lines_before(path: str, at: int) -> int | None:
     """Newlines in the first `at` bytes of a plain file; None where that is beyond `COUNT_LINES_BYTES`."""
     if at > COUNT_LINES_BYTES:
         return None
-    number = 0
     with open_input(path) as stream:
-        while at > 0 and (chunk := stream.read(min(at, _CHUNK_BYTES))):
+        file = (path, stream.seek(0, io.SEEK_END))
+        begin, number = _counted.get(file, (0, 0))
+        if begin > at:
+            begin, number = 0, 0
+        left = at - stream.seek(begin)
+        while left > 0 and (chunk := stream.read(min(left, _CHUNK_BYTES))):
             number += chunk.count(b"\n")
-            at -= len(chunk)
+            left -= len(chunk)
+    _counted[file] = (at, number)
     return number
 
 

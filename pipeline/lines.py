@@ -36,7 +36,7 @@ def read_lines(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iter
                 kept = 0
                 continue
             if kept == len(buffer):
-                buffer += bytes(len(buffer))
+                buffer += bytes(min(kept, max(reading.max_record_bytes + 1 - kept, 1)))
             with memoryview(buffer)[kept:] as room:
                 got = stream.readinto(room)  # type: ignore[attr-defined]
             stop = buffer.rfind(b"\n", kept, kept + got) + 1 if got else kept

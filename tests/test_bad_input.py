@@ -237,3 +237,24 @@ def test_line_numbers_beyond_the_counted_part_are_bytes(tmp_path, monkeypatch):
     (tmp_path / "c.jsonl").write_bytes(GOOD * 5 + b"{}\n")
     with pytest.raises(CorpusError, match=r"c\.jsonl, byte 70"):
         texts_in(Reading(), tmp_path / "c.jsonl", unit_bytes=30)
+
+
+def test_lines_are_counted_once_for_all_units_with_bad_ones(tmp_path, monkeypatch):
+    from pipeline import files
+
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"".join(GOOD if i % 3 else b"{}\n" for i in range(90)))
+    seen = [0]
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer):
+            size = super().readinto(buffer)
+            seen[0] += size
+            return size
+
+    monkeypatch.setattr(files, "open_raw", lambda path: io.BufferedReader(Counting(path), 16))
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 16)
+    bad = []
+    read(Reading(), path, unit_bytes=50, bad=bad.append, batch_bytes=16)
+    assert [str(error).partition(".jsonl:")[2].split()[0] for error in bad] == [str(i + 1) for i in range(0, 90, 3)]
+    assert seen[0] < 4 * path.stat().st_size

@@ -5,10 +5,12 @@ from codecs import BOM_UTF8
 
 import fsspec
 import pytest
+from corpora import options, tokenizer_of
 from forms import FORMS, SEPARATOR, into_memory, json_lines, read, texts_in, write_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.build import build
 from pipeline.documents import Reading
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(
@@ -39,6 +41,20 @@ def test_remote_files_give_what_local_ones_give(tmp_path_factory, form, texts, u
         assert texts_in(reading, f"file://{path}") == texts
     finally:
         fsspec.filesystem("memory").store.clear()
+
+
+def test_a_build_of_remote_files_makes_the_bytes_of_a_local_one(tmp_path):
+    texts = [f"document {i} " * 9 for i in range(60)]
+    tokenizer = tokenizer_of(tmp_path)
+    path, _ = write_form(tmp_path, "jsonl", texts)
+    table, _ = write_form(tmp_path, "parquet", texts)
+    places = [(path, table), [into_memory(file, f"memory://{file.name}") for file in (path, table)]]
+    digests = []
+    for at, inputs in enumerate(places):
+        built = build(options(tokenizer, tmp_path / f"s{at}", *inputs, unit_bytes=500))
+        digests.append([(shard.file, shard.digest, shard.unit) for shard in built.manifest.shards])
+    assert len(digests[0]) > 10 and digests[0] == digests[1]
+    fsspec.filesystem("memory").store.clear()
 
 
 @settings(max_examples=60, deadline=None)
