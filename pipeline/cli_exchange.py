@@ -10,13 +10,23 @@ import click
 from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, echo_json
 
 
+class Local(click.Path):
+    """A path on this machine: what is written here is renamed into its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click.Path, but no URL."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL; write to a local path, then copy it there", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command("import")
 @click.argument("inputs", nargs=-1)
 @click.option(
     "--source", "sources", multiple=True, metavar="NAME=INPUT", help="In place of INPUT: a named source, to mix by."
 )
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="The one that made the ids.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to make.")
+@click.option("--out", required=True, type=Local(path_type=Path), help="The store to make.")
 @click.option("--format", type=click.Choice(["megatron", "hf"]), help="Without it, told from the input.")
 @click.option("--token-column", default="input_ids", show_default=True, help="Column of a dataset with the ids.")
 @click.option("--id-column", help="Column of a dataset to keep as the column `id`: strings or integers.")
@@ -79,7 +89,7 @@ def import_command(
 @click.command()
 @STORE
 @click.option("--format", "form", type=click.Choice(["megatron", "hf"]), required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="PREFIX of .bin and .idx, or a folder.")
+@click.option("--out", required=True, type=Local(path_type=Path), help="PREFIX of .bin and .idx, or a folder.")
 @SPLIT
 @click.option("--source", help="Only the documents of this source.")
 @click.option("--eod/--no-eod", default=True, show_default=True, help="With or without the end-of-document tokens.")
@@ -120,7 +130,7 @@ def export(
 @STORE
 @click.option("--seqlen", type=int, required=True, help="Tokens of a sequence.")
 @SPLIT
-@click.option("--out", type=click.Path(path_type=Path), help="Write the sequences as a dataset into this folder.")
+@click.option("--out", type=Local(path_type=Path), help="Write the sequences as a dataset into this folder.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of the sequences.")
 @click.option("--file-bytes", type=Bytes(), default="500M", show_default=True, help="Size of the files written.")
 @FORCE

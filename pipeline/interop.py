@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline import megatron
 from pipeline.encoding import Vocabulary, load_vocabulary
 from pipeline.errors import ConfigError, CorpusError
+from pipeline.files import is_remote
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
 from pipeline.reader import Store
@@ -94,6 +95,8 @@ def open_input(name: str, options: ImportOptions) -> Reader:
     if options.format is not None and options.format not in FORMATS:
         raise ConfigError("unknown format", found=options.format, allowed=", ".join(FORMATS))
     prefix = megatron.prefix_of(Path(name))
+    if prefix is not None and is_remote(name):
+        raise CorpusError("an indexed dataset is read from a local disk", where=name, remedy="copy both files first")
     if options.format == "hf" or (options.format is None and prefix is None):
         return TokenColumn(name, options.token_column, options.id_column)
     if options.id_column is not None:
@@ -128,14 +131,12 @@ def export_huggingface(
 ) -> tuple[int, int]:
     """Write the documents of `store`, or of one source of it, as a dataset that `datasets.load_from_disk` opens.
 
-    Columns: `input_ids` (list of int32) and those that all shards have beside their tokens. A file a shard. Returns
+    Columns: `input_ids` (list of int32) and those that the shards have beside their tokens. A file a shard. Returns
     (documents, tokens). Raises StoreError where the output is in the way.
     """
     counted = [0, 0]
     chosen = _shards_of(store, source)
-    schemas = [store.columns(index).schema for index in chosen]
-    shared = set.intersection(*(set(schema.names) for schema in schemas)) - {"tokens"}
-    more = [field for field in schemas[0] if field.name in shared]
+    more = [field for field in store.columns(chosen[0]).schema if field.name != "tokens"]
     schema = pa.schema([pa.field("input_ids", pa.list_(pa.int32())), *(pa.field(f.name, f.type) for f in more)])
 
     def rows(index: int) -> Iterator[list[Any]]:

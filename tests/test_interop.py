@@ -313,6 +313,23 @@ def test_ids_that_cannot_come_along_are_named(tokenizer, tmp_path):
             bring(tokenizer, tmp_path / "a", tmp_path / name, id_column=column)
 
 
+def test_a_url_to_write_to_is_refused_and_not_taken_for_a_folder(tokenizer, tmp_path, monkeypatch):
+    store = write_once(tmp_path / "a", tokenizer)
+    monkeypatch.chdir(tmp_path)
+    url = ("--out", "s3://bucket/x")
+    for arguments in (
+        ("import", store / "shards", "--token-column", "tokens", "--tokenizer", tokenizer),
+        ("export", store, "--format", "hf"),
+        ("pack", store, "--seqlen", 8),
+    ):
+        assert "is a URL" in call(prep, *arguments, *url, status=2).stderr
+    with pytest.raises(CorpusError, match="local disk"):
+        bring(tokenizer, tmp_path / "b", "s3://bucket/x.idx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    call(prep, "import", store / "shards", "--token-column", "tokens", "--tokenizer", tokenizer, "--out", "b")
+    assert stored(tmp_path / "b") == stored(store)
+
+
 def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
     documents = documents_of([5, 1, 9, 1500, 2, 2, 17] * 200)
     write_store(tmp_path / "a", documents, shards=3, tokenizer=tokenizer.read_bytes())

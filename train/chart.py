@@ -10,7 +10,7 @@ import numpy as np
 from curriculum.plan import Span, spans
 from curriculum.schedule import Schedule
 from pipeline.errors import RunError
-from train.compare import COLOURS
+from pipeline.plot import COLOURS
 from train.config import Config
 from train.forecast import Forecast
 from train.optimizer import learning_rate

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.plot import COLOURS
 from train.metrics import read_metrics
 from train.stability import SPIKE_RATIO
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, told apart by the colour-blind."""
 PANELS = (
     ("tokens", "validation_loss", "validation loss, full length"),
     ("seconds", "validation_loss", "validation loss, full length"),
