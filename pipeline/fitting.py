@@ -30,8 +30,8 @@ def fill_rows(
     """Both passes. Writes `entry` and returns (begin [rows + 1], used [rows]), int64; items of length 0 are left out.
 
     Row r holds entry[begin[r]:begin[r + 1]], used[r] tokens in all; rows that are exactly full come first. An entry
-    is item << 32 | length: with the length at hand nothing is looked up at random, and entries sort by item, as is
-    done within a row. `order` and `entry` are int64 [items]; `order` is for use within.
+    is item << 32 | length: with the length at hand nothing is looked up at random. `order` and `entry` are int64
+    [items]; `order` is for use within.
     """
     count, after = longest_first(lengths, seqlen, order)
     begin, used = np.empty(len(order) + 1, dtype=np.int64), np.empty(len(order), dtype=np.int64)
@@ -39,8 +39,6 @@ def fill_rows(
     full = close_exactly(order, count, after, seqlen, entry, begin)
     used[:full] = seqlen
     rows = best_fit(order, count, after, seqlen, entry, begin, used, full)
-    for r in range(rows):
-        _sort(entry[begin[r] : begin[r + 1]])
     return begin[: rows + 1], used[:rows]
 
 
@@ -211,20 +209,6 @@ def best_fit(
                 top[free] = row - first_row
     _append_rows(order, count, after, row_of, first_row, rows, entry, begin)
     return rows
-
-
-@njit(nogil=True, cache=True)
-def _sort(entries: np.ndarray) -> None:
-    """In place; by insertion where they are few, as in most rows."""
-    if len(entries) > 32:
-        entries.sort()
-        return
-    for i in range(1, len(entries)):
-        moved, j = entries[i], i
-        while j > 0 and entries[j - 1] > moved:
-            entries[j] = entries[j - 1]
-            j -= 1
-        entries[j] = moved
 
 
 @njit(nogil=True, cache=True)

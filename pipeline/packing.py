@@ -55,7 +55,8 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
     """Pack whole documents of `lengths` tokens (int [documents], each at least 1) into sequences of `seqlen` tokens.
 
     Every token goes into exactly one sequence; every sequence but the last is full. Documents longer than `seqlen`
-    give full sequences first, and their last tokens to the packer. Raises ConfigError for a length or seqlen under 1.
+    give full sequences first, and their last tokens to the packer. The longest piece of a row comes first. Raises
+    ConfigError for a length or seqlen under 1.
     """
     lengths = np.ascontiguousarray(lengths, dtype=np.int64)
     if seqlen < 1:
@@ -121,7 +122,8 @@ def _pack(
 def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pieces for `rows` rows of `seqlen` out of items of 1..seqlen tokens; the fullest rows are kept.
 
-    Among equally full rows the one with the earliest item comes first, so that nothing waits for ever.
+    Among equally full rows the one with the earliest item comes first, so that nothing waits for ever. Within a row
+    items come as they are numbered, not the longest first.
 
     Returns (item, start, length, row), int64 [pieces], ordered by row, the leftovers (row -1) last; `start` counts
     within the item. All rows are full if the items hold at least rows * seqlen tokens; else the last ones are not.
@@ -140,11 +142,26 @@ def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.n
 
 @njit(nogil=True, cache=True)
 def _earliest_first(entry: np.ndarray, begin: np.ndarray, items: int) -> np.ndarray:
-    """Rows by their earliest item, which is their first one."""
+    """Rows by their earliest item; sorts the items of each row, in place."""
     opens = np.full(items, -1, dtype=np.int64)  # the row that begins with this item
     for r in range(len(begin) - 1):
+        _sort(entry[begin[r] : begin[r + 1]])
         opens[entry[begin[r]] >> 32] = r
     return opens[opens >= 0]
+
+
+@njit(nogil=True, cache=True)
+def _sort(entries: np.ndarray) -> None:
+    """In place, which is by item; by insertion where they are few, as in most rows."""
+    if len(entries) > 32:
+        entries.sort()
+        return
+    for i in range(1, len(entries)):
+        moved, j = entries[i], i
+        while j > 0 and entries[j - 1] > moved:
+            entries[j] = entries[j - 1]
+            j -= 1
+        entries[j] = moved
 
 
 @njit(nogil=True, cache=True)
