@@ -105,10 +105,12 @@ def _pack(
     """Write `whole` sequences of one document each, then `rows` of what is left and the last; returns the pieces."""
     p = 0
     for d in range(len(lengths)):
-        for first in range(0, lengths[d] - rest[d], seqlen):
+        first = 0
+        while first < lengths[d] - rest[d]:  # a range would divide
             document[p], start[p], length[p] = d, first, seqlen
             offsets[p] = p
             p += 1
+            first += seqlen
     offsets[whole] = whole
     begin, used = fill_rows(rest, seqlen, order, entry)
     ranked = _fullest_first(used, seqlen, np.arange(len(used)))
