@@ -3,8 +3,9 @@
     .venv/bin/python scripts/bench_dealing.py [STORE]
     .venv/bin/python scripts/bench_dealing.py --trillion 100_000_000_000
 
-Prints one JSON line a measurement, over 100,000 documents of lognormal(6.0, 1.1) tokens and, with STORE, over 100,000
-lengths drawn with replacement from its documents. What is measured is defined in docs/dealing.md, section "Figures".
+Prints one JSON line a measurement, over 100,000 documents of lognormal(6.0, 1.1) tokens and, with STORE, over its
+documents, or over 100,000 lengths drawn with replacement from them where they are fewer (which makes packing harder:
+some lengths come often, others never). What is measured is defined in docs/dealing.md, section "Figures".
 
 --trillion N plans N tokens of an SLW ramp (8 to 1024) over a corpus that is made up shard by shard and never held:
 lengths of 16 M tokens a shard come from the shard's number. Peak memory is the process's.
@@ -20,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from curriculum.dealer import key_of
 from curriculum.order import Order
 from curriculum.planner import plan_steps
 from curriculum.schedule import Schedule
-from curriculum.window import Lengths
+from curriculum.window import Lengths, windows
 from pipeline.packing import least_cuts, pack
 from pipeline.reader import Store
 
@@ -76,8 +78,12 @@ def diversity(corpus: str, lengths: np.ndarray, seqlen: int, sequences: int, ste
         seqlen=seqlen, global_batch_sequences=sequences, total_tokens=seqlen * sequences * steps
     )
     document, start, length, distinct = columns(Order.begin(Lengths(lengths), schedule, seed=1), steps)
-    draws = np.random.default_rng(1).choice(len(lengths), (20, sequences), p=lengths / lengths.sum())
-    at_random = float(np.mean([len(np.unique(draw)) for draw in draws]))
+    window = next(windows(Lengths(lengths), [0], key_of(1, 0), 0)).lengths
+    at_random = {
+        name: round(float(np.mean([len(np.unique(draw)) for draw in draws])), 1)
+        for name, among in (("window", window), ("store", lengths))
+        for draws in [np.random.default_rng(1).choice(len(among), (20, sequences), p=among / among.sum())]
+    }
     long = lengths[document] >= 2 * seqlen
     fair = float((1 / np.ceil(lengths[document[long]] / seqlen)).mean())
     place = np.sort((start[long] + 0.5) / (lengths[document[long]] - length[long] + 1))
@@ -88,7 +94,8 @@ def diversity(corpus: str, lengths: np.ndarray, seqlen: int, sequences: int, ste
         "sequences": sequences,
         "steps": steps,
         "distinct_documents": round(float(np.mean(distinct)), 1),
-        "distinct_if_drawn_at_random": round(at_random, 1),
+        "distinct_if_drawn_from_the_window": at_random["window"],
+        "distinct_if_drawn_from_the_store": at_random["store"],
         "openings": round(float((start[long] == 0).mean()), 4),
         "openings_over_an_epoch": round(fair, 4),
         "starts_from_uniform_ks": round(float(np.abs(place - (np.arange(len(place)) + 0.5) / len(place)).max()), 4),
@@ -198,8 +205,12 @@ def main() -> None:
     corpora = {"lognormal(6.0, 1.1)": lognormal(DOCUMENTS)}
     if arguments:
         found = Store.open(Path(arguments[0])).lengths
-        drawn = np.random.default_rng(1).choice(found, DOCUMENTS)
-        corpora[f"{len(found)} documents, drawn with replacement"] = drawn
+        if len(found) < DOCUMENTS:
+            corpora[f"{len(found)} documents, drawn with replacement"] = np.random.default_rng(1).choice(
+                found, DOCUMENTS
+            )
+        else:
+            corpora["the store"] = found
     for name, lengths in corpora.items():
         for seqlen in SEQLENS:
             print(json.dumps(cuts(name, lengths, seqlen)), flush=True)
