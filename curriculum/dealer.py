@@ -33,8 +33,8 @@ REDRAW_FACTOR = 2
 MOST_BUCKETS = 1 << 16
 PLACES = 1 << 16
 """Steps within the time of a piece that its place is counted in."""
-SWAPS = 64
-"""Most later rows tried in place of one whose document the batch has already."""
+SWAPS = 16
+"""Most later rows tried in place of one whose document the batch has already; in all, one for every other row."""
 
 DOCUMENT, FIRST, END, WRAP, DUE, NEXT = range(6)
 """Rows of the span table: [FIRST, END) of DOCUMENT is unread, and after it [0, WRAP); NEXT is the list it is in."""
@@ -326,12 +326,15 @@ def _part(
 ) -> None:
     """Exchange a row that has a document which its batch has already for a later row of the deal that has none."""
     seen = np.zeros(documents, dtype=np.int64)  # the batch, from 1, that has the document
-    batch = 0
+    batch = tries = begin = 0
     for i in range(len(order)):
         while i >= ends[batch]:
-            batch += 1
+            batch, tries, begin = batch + 1, 0, i  # many fail where a few documents hold most of the tokens
         if _repeats(order[i], long, document, firsts, seen, batch + 1):
             for j in range(ends[batch], min(ends[batch] + SWAPS, len(order))):
+                if 2 * tries > 2 * SWAPS + i - begin:
+                    break
+                tries += 1
                 if not _repeats(order[j], long, document, firsts, seen, batch + 1):
                     order[i], order[j] = order[j], order[i]
                     break
