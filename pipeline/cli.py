@@ -12,7 +12,7 @@ import click
 
 from pipeline.cli_exchange import export, import_command, pack
 from pipeline.cli_input import input_options
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, Place, echo_json
 from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ main.add_command(pack)
 @main.command()
 @input_options
 @_made("--tokenizer", required=True, type=click.Path(path_type=Path), help="A tokenizer.json.")
-@_made("--out", required=True, type=click.Path(path_type=Path), help="The store to make.")
+@_made("--out", required=True, type=Place(), help="The store to make: a folder, or a URL such as s3://...")
 @_made("--eod", help="The end-of-document token, where its name is unusual.")
 @_made("--bos", help="The beginning-of-document token, where its name is unusual.")
 @_made("--validation-fraction", default=0.0, show_default=True, help="Share of documents held out, by content.")

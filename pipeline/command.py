@@ -10,7 +10,20 @@ import click
 
 from pipeline.errors import SlwError
 
-STORE = click.argument("store", type=click.Path(path_type=Path))
+
+class Place(click.ParamType):  # type: ignore[type-arg]
+    """A folder, or a URL such as s3://bucket/books."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """A Path, or what is used as one for a URL."""
+        from pipeline.place import place
+
+        return place(value)
+
+
+STORE = click.argument("store", type=Place())
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 SPLIT = click.option("--split", default="train", show_default=True, help="train or validation.")

@@ -154,7 +154,8 @@ class Draft:
         remove_tree(self.folder)
         for folder in (*(self.store / name for name in SPLIT_FOLDERS.values()), self.store):
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                if is_local(folder):  # object storage has no empty folders, and its rmdir might mean the bucket
+                    folder.rmdir()
 
 
 def same_parameters(there: dict[str, Any], asked: dict[str, Any], where: Path) -> None:

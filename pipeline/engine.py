@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.documents import Unit
 from pipeline.errors import ConfigError, StoreError
+from pipeline.place import is_local
 from pipeline.unit import UnitOptions, UnitResult, build_units
 
 RETRIES = 3
@@ -137,6 +138,8 @@ def _start_ray(ray: Any, crew: Crew) -> None:
 
 def _seen_from_anywhere(options: UnitOptions) -> UnitOptions:
     """A worker has a folder of its own: paths must not depend on it."""
+    if not is_local(options.out):
+        return options
     return dataclasses.replace(options, out=options.out.absolute(), sidecars=options.sidecars.absolute())
 
 

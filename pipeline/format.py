@@ -25,6 +25,7 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.errors import StoreError
+from pipeline.place import reaching
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -141,9 +142,11 @@ class Manifest:
     def load(cls, store: Path) -> Manifest:
         """Read STORE/manifest.json; raises StoreError where it is missing, unreadable or of another version."""
         path = store / MANIFEST_NAME
-        if not store.is_dir():
+        with reaching(store):
+            is_there, is_finished = store.is_dir(), path.is_file()
+        if not is_there:
             raise StoreError("no store here", where=store, remedy="build one: slw-prep build INPUT... --out STORE")
-        if not path.is_file():
+        if not is_finished:
             raise StoreError(
                 "not a finished store: it has no manifest.json",
                 where=store,

@@ -6,12 +6,14 @@ and locked by flock; an object appears whole or not at all, and cannot be locked
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SlwError, StoreError
 
 
 def place(path: str | Path) -> Path:
@@ -47,12 +49,10 @@ def sizes(folder: Path) -> dict[str, int]:
         found = [path for path in folder.rglob("*") if path.is_file()]
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
     remote: Any = folder
+    with reaching(folder):
+        there = remote.fs.find(remote.path, detail=True)
     root = remote.path.rstrip("/") + "/"
-    return {
-        name.removeprefix(root): facts["size"]
-        for name, facts in remote.fs.find(remote.path, detail=True).items()
-        if facts["type"] == "file"
-    }
+    return {name.removeprefix(root): facts["size"] for name, facts in there.items() if facts["type"] == "file"}
 
 
 def read_all(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -60,8 +60,9 @@ def read_all(folder: Path, pattern: str) -> dict[str, bytes]:
     if is_local(folder):
         return {path.name: path.read_bytes() for path in folder.glob(pattern)}
     remote: Any = folder
-    names = remote.fs.glob(f"{remote.path.rstrip('/')}/{pattern}")
-    contents = remote.fs.cat(names) if names else {}
+    with reaching(folder):
+        names = remote.fs.glob(f"{remote.path.rstrip('/')}/{pattern}")
+        contents = remote.fs.cat(names) if names else {}
     return {name.rsplit("/", 1)[-1]: data for name, data in contents.items()}
 
 
@@ -73,7 +74,15 @@ def move(file: Path, to: Path) -> None:
         sync(to.parent)
     else:
         remote: Any = file
-        remote.fs.mv(remote.path, cast(Any, to).path)
+        with reaching(file):
+            remote.fs.mv(remote.path, cast(Any, to).path)
+
+
+def upload(file: Path, to: Path) -> None:
+    """Copy a local file to a remote place; who reads there sees all of it or nothing."""
+    remote: Any = to
+    with reaching(to):
+        remote.fs.put_file(str(file), remote.path)
 
 
 def sync(path: Path, *, forget: bool = False) -> None:
@@ -98,5 +107,24 @@ def remove_tree(folder: Path) -> None:
             shutil.rmtree(folder)
         return
     remote: Any = folder
-    if remote.fs.exists(remote.path):
-        remote.fs.rm(remote.path, recursive=True)
+    with reaching(folder):
+        if remote.fs.exists(remote.path):
+            remote.fs.rm(remote.path, recursive=True)
+
+
+@contextlib.contextmanager
+def reaching(path: Path) -> Iterator[None]:
+    """Turn what object storage may raise, which is no OSError, into a StoreError. FileNotFoundError passes."""
+    try:
+        yield
+    except (SlwError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if is_local(path):
+            raise
+        raise StoreError(
+            "object storage cannot be reached, or refuses",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            remedy="check the URL, the credentials and the endpoint; the same command goes on where it stopped",
+        ) from error

@@ -4,6 +4,9 @@ At its first use a shard is mapped and its list offsets are checked; before a to
 compared with the manifest too. That result is remembered by size and modification time in STORE/.verified, so that
 the next process need not read the whole store. Price: 100 bytes a shard, nothing a document, until `lengths` is asked
 for (8 bytes a document).
+
+A remote store (`s3://...`) is read through a `Cache` of whole shards; only the lengths are read without it, from the
+head of each shard. Its maps are held within the size of the cache.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import contextlib
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,16 +25,32 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pipeline.cache import Cache, read_head
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
+from pipeline.place import is_local, place
 
 VERIFIED_NAME = ".verified"
+HEAD_BYTES = 16 << 10
+"""More than the Arrow messages before a shard's list offsets take."""
+REQUESTS_AT_ONCE = 16
+REMEDY = "see what is damaged: slw-prep verify {}; the same `slw-prep build` again repairs just that"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Shards in use: as long as this lives, the addresses of their offsets and tokens are mapped."""
+
+    addresses: tuple[np.ndarray, np.ndarray]
+    maps: list[np.ndarray] = field(default_factory=list)
 
 
 class Store:
     """One split of a store. Documents are numbered 0..documents-1 in shard order; use `Store.open`."""
 
-    def __init__(self, path: Path, manifest: Manifest, split: str, *, verify: bool) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, split: str, *, verify: bool, cache: Cache | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.split = split
@@ -37,6 +58,7 @@ class Store:
         self.tokens = manifest.tokens(split)
         """Number of stored tokens of this split: the targets of one epoch."""
         self._verify = verify
+        self._cache = cache
         self._dtype = np.dtype(manifest.token_dtype)
         self._starts = np.cumsum([0] + [shard.documents for shard in self.shards], dtype=np.int64)
         self._maps: dict[int, pa.MemoryMappedFile] = {}
@@ -46,8 +68,16 @@ class Store:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train", *, verify: bool = True) -> Store:
-        """Open STORE's `split`, "train" or "validation".
+    def open(
+        cls,
+        path: str | Path,
+        split: str = "train",
+        *,
+        verify: bool = True,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int | None = None,
+    ) -> Store:
+        """Open STORE's `split`, "train" or "validation". `cache_dir` and `cache_bytes` of a remote one: see `Cache`.
 
         Raises StoreError where the store is missing or unfinished, ConfigError for an unknown split. A shard that is
         missing or damaged is a StoreError when it is first used; `slw-prep verify` looks at all of them.
@@ -55,7 +85,9 @@ class Store:
         """
         if split not in SPLIT_FOLDERS:
             raise ConfigError("unknown split", found=split, allowed=" or ".join(SPLIT_FOLDERS))
-        return cls(Path(path), Manifest.load(Path(path)), split, verify=verify)
+        path = place(path)
+        cache = None if is_local(path) else Cache(cache_dir, cache_bytes)
+        return cls(path, Manifest.load(path), split, verify=verify, cache=cache)
 
     @property
     def documents(self) -> int:
@@ -65,11 +97,21 @@ class Store:
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [documents]: stored tokens, the end-of-document token included. Maps every shard, reads no token."""
-        parts = [self.shard_lengths(index) for index in range(len(self.shards))]
+        if self._cache is None:
+            parts = [self.shard_lengths(index) for index in range(len(self.shards))]
+        else:
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                parts = list(pool.map(self.shard_lengths, range(len(self.shards))))
         return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def shard_lengths(self, index: int) -> np.ndarray:
         """int64 [documents of shard `index`], as in `lengths`. Raises StoreError where the shard is damaged."""
+        if self._cache is not None and index not in self._offsets:
+            shard = self.shards[index]
+            path = self.path / shard.file
+            return np.diff(
+                self._columns(read_head(path, shard.documents * 8 + HEAD_BYTES, shard.bytes), shard, path)[0]
+            )
         with self._lock:
             return np.diff(self._map(index))
 
@@ -94,8 +136,9 @@ class Store:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer.json the store was built with."""
-        return self.path / TOKENIZER_NAME
+        """The tokenizer.json the store was built with, on this machine."""
+        path = self.path / TOKENIZER_NAME
+        return self._cache.fetch(path, self.manifest.tokenizer_digest) if self._cache else path
 
     def place(self, index: int) -> tuple[int, int]:
         """(shard, document of it) of a document, both from 0. Raises ConfigError out of range."""
@@ -112,6 +155,8 @@ class Store:
     def document(self, index: int) -> np.ndarray:
         """Tokens of one document, uint16 or uint32, end-of-document token last. Raises ConfigError out of range."""
         shard, item = self.place(index)
+        if self._cache is not None:
+            self._use_shards([shard])
         with self._lock:
             offsets = self._map(shard)
         length = offsets[item + 1 : item + 2] - offsets[item : item + 1]
@@ -124,7 +169,7 @@ class Store:
 
         Raises StoreError where its offsets are not sound or, `checked`, its digest is not the manifest's.
         """
-        if checked:
+        if checked or self._cache is not None:
             self._use_shards([shard])
         with self._lock:
             self._map(shard)
@@ -152,31 +197,65 @@ class Store:
         positions = np.empty_like(labels) if positions is None else positions
         sizes = {len(inputs), len(labels), len(positions), int(length.sum())}
         assert len(sizes) == 1, f"buffers and pieces differ in size: {sizes}"
-        self._use_shards_of(document)
+        held = self._use_shards_of(document)
         kernel = gather_uint16 if self._dtype.itemsize == 2 else gather_uint32
-        addresses = (self._starts, self._offsets_at, self._tokens_at)
-        copied = kernel(*addresses, document, start, length, self.manifest.bos_id, inputs, labels, positions)
+        copied = kernel(
+            self._starts, *held.addresses, document, start, length, self.manifest.bos_id, inputs, labels, positions
+        )
         assert copied == len(document), f"piece {copied} is outside its document"
 
     def _local(self, shard: ShardInfo) -> Path:
         """Where the file of `shard` is on this machine."""
-        return self.path / shard.file
+        path = self.path / shard.file
+        return self._cache.fetch(path, shard.digest) if self._cache else path
 
-    def _use_shards_of(self, document: np.ndarray) -> None:
-        """Make ready the shards of documents `document`, int64 [pieces]."""
-        if self._ready.all():
-            return
+    def _use_shards_of(self, document: np.ndarray) -> _Held:
+        """Make ready the shards of documents `document`, int64 [pieces]; they are mapped while the result is held."""
+        if self._cache is None and self._ready.all():
+            return _Held((self._offsets_at, self._tokens_at))
         assert document.min(initial=0) >= 0 and document.max(initial=0) < self.documents, "no such document"
-        self._use_shards(np.unique(np.searchsorted(self._starts, document, side="right") - 1).tolist())
+        return self._use_shards(np.unique(np.searchsorted(self._starts, document, side="right") - 1).tolist())
 
-    def _use_shards(self, indices: list[int]) -> None:
+    def _use_shards(self, indices: list[int]) -> _Held:
         with self._lock:
+            self._make_room(indices)
             for index in indices:
                 if not self._ready[index]:
                     self._map(index)
                     if self._verify:
                         self._verify_shard(index)
                     self._ready[index] = True
+            if self._cache is None:
+                return _Held((self._offsets_at, self._tokens_at))
+            maps = [self._offsets[index] for index in indices]
+            return _Held((self._offsets_at.copy(), self._tokens_at.copy()), maps)
+
+    def _make_room(self, indices: list[int]) -> None:
+        """Unmap the shards of a remote store that were used longest ago, until those of `indices` fit the cache."""
+        if self._cache is None:
+            return
+        for index in indices:
+            if index in self._maps:
+                self._maps[index] = self._maps.pop(index)  # used last
+        if all(index in self._maps for index in indices):
+            return
+        self._cache.touch(f"{self.shards[index].digest}.arrow" for index in self._maps)
+        needed = {*indices, *self._maps}
+        size = sum(self.shards[index].bytes for index in needed)
+        for index in [index for index in self._maps if index not in set(indices)]:
+            if size <= self._cache.most_bytes:
+                break
+            size -= self.shards[index].bytes
+            del self._maps[index], self._offsets[index]
+            self._ready[index] = False
+        if size > self._cache.most_bytes:
+            raise StoreError(
+                "the cache is smaller than the shards that one batch is made from",
+                where=self._cache.folder,
+                found=f"{size:,} bytes in {len(indices):,} shards",
+                allowed=f"{self._cache.most_bytes:,} bytes",
+                remedy="raise SLW_CACHE_BYTES, or deal from fewer shards at a time",
+            )
 
     def _map(self, index: int) -> np.ndarray:
         """Map one shard if it is not; returns its list offsets, int64 [documents + 1]."""
@@ -184,7 +263,7 @@ class Store:
             return self._offsets[index]
         shard = self.shards[index]
         path = self._local(shard)
-        remedy = f"see what is damaged: slw-prep verify {self.path}; then build the store again"
+        remedy = REMEDY.format(self.path)
         if not path.is_file():
             raise StoreError("a shard is missing", where=path, remedy=remedy)
         if path.stat().st_size != shard.bytes:
@@ -196,6 +275,14 @@ class Store:
                 remedy=remedy,
             )
         source = pa.memory_map(str(path))
+        offsets, tokens_at = self._columns(source, shard, path)
+        self._maps[index], self._offsets[index] = source, offsets
+        self._offsets_at[index], self._tokens_at[index] = offsets.ctypes.data, tokens_at
+        return offsets
+
+    def _columns(self, source: Any, shard: ShardInfo, where: Path) -> tuple[np.ndarray, int]:
+        """The list offsets of a shard, int64 [documents + 1], and the address of its tokens. Raises StoreError."""
+        remedy = REMEDY.format(self.path)
         try:
             column = pa.ipc.open_stream(source).read_next_batch().column("tokens")
             _, offset_buffer, _, token_buffer = column.buffers()
@@ -203,17 +290,17 @@ class Store:
             stored = token_buffer.size // self._dtype.itemsize
             sound = column.type.value_type == pa.from_numpy_dtype(self._dtype) and len(column) == shard.documents
         except (pa.ArrowException, KeyError, ValueError, StopIteration, OSError) as error:
-            raise StoreError("a shard is damaged", where=path, found=error, remedy=remedy) from error
+            raise StoreError("a shard is damaged", where=where, found=error, remedy=remedy) from error
         if not (
             sound and offsets[0] == 0 and offsets[-1] == shard.tokens <= stored and bool((np.diff(offsets) > 0).all())
         ):
-            raise StoreError("a shard is damaged: its list offsets are not sound", where=path, remedy=remedy)
-        self._maps[index], self._offsets[index] = source, offsets
-        self._offsets_at[index], self._tokens_at[index] = offsets.ctypes.data, token_buffer.address
-        return offsets
+            raise StoreError("a shard is damaged: its list offsets are not sound", where=where, remedy=remedy)
+        return offsets, token_buffer.address
 
     def _verify_shard(self, index: int) -> None:
         """Compare the digest of a mapped shard with the manifest's, unless that was done before."""
+        if self._cache is not None:
+            return  # compared when it was fetched
         shard = self.shards[index]
         stamp = [shard.digest, shard.bytes, self._local(shard).stat().st_mtime_ns]
         if self._verified.get(shard.file) == stamp:
@@ -226,7 +313,7 @@ class Store:
                 where=self._local(shard),
                 found=found,
                 allowed=shard.digest,
-                remedy=f"see what is damaged: slw-prep verify {self.path}; then build the store again",
+                remedy=REMEDY.format(self.path),
             )
         self._verified[shard.file] = stamp
         self._remember_verified()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo, length_histogram, shard_schema
+from pipeline.place import is_local, reaching
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,25 @@ def verify(store: Path, on_shard: Callable[[ShardInfo], None] = lambda shard: No
     elif xxhash.xxh3_128_hexdigest(tokenizer.read_bytes()) != manifest.tokenizer_digest:
         damage.append(Damage(TOKENIZER_NAME, "digest differs from the manifest"))
     for shard in manifest.shards:
-        what = _damage_of(store / shard.file, shard, manifest)
+        with _on_disk(store / shard.file) as path:
+            what = _damage_of(path, shard, manifest)
         if what:
             damage.append(Damage(shard.file, what))
         on_shard(shard)
     return damage
+
+
+@contextlib.contextmanager
+def _on_disk(path: Path) -> Iterator[Path]:
+    """`path`, or a copy of a remote one that is gone afterwards; of a missing one nothing."""
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="slw-") as folder:
+        copy, remote = Path(folder) / path.name, cast(Any, path)
+        with reaching(path), contextlib.suppress(FileNotFoundError):
+            remote.fs.get_file(remote.path, str(copy))
+        yield copy
 
 
 def _damage_of(path: Path, shard: ShardInfo, manifest: Manifest) -> str | None:

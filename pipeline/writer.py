@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import xxhash
 
 from pipeline.errors import StoreError
 from pipeline.format import ShardInfo, length_histogram, shard_schema
-from pipeline.place import sync
+from pipeline.place import is_local, sync, upload
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary file in the folder of `path`, fsync it, rename it to `path`, fsync the folder.
 
+    For a remote `path` the temporary file is in $TMPDIR and is uploaded: an object appears whole or not at all.
     Raises StoreError where the disk is full or cannot be written; then nothing is left behind.
     """
+    if not is_local(path):
+        _upload(path, write)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # machines may share a process id
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +42,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _upload(path: Path, write: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(prefix="slw-") as folder:
+        temporary = Path(folder) / path.name
+        try:
+            write(temporary)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(
+                "cannot write", where=temporary, found=error, remedy="make room, or choose another place: TMPDIR"
+            ) from error
+        upload(temporary, path)
 
 
 def write_shard(

@@ -6,9 +6,9 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
@@ -163,7 +163,8 @@ class SourceConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    store: Path
+    store: Annotated[str, BeforeValidator(str)]
+    """A folder, or a URL such as s3://bucket/books."""
     model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
     curriculum: CurriculumConfig
     batch: BatchConfig
