@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ import xxhash
 
 from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo, length_histogram, shard_schema
 from pipeline.place import is_local, reaching
+
+SHARDS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,16 @@ def verify(store: Path, on_shard: Callable[[ShardInfo], None] = lambda shard: No
         damage.append(Damage(TOKENIZER_NAME, "missing"))
     elif xxhash.xxh3_128_hexdigest(tokenizer.read_bytes()) != manifest.tokenizer_digest:
         damage.append(Damage(TOKENIZER_NAME, "digest differs from the manifest"))
-    for shard in manifest.shards:
+
+    def check(shard: ShardInfo) -> str | None:
         with _on_disk(store / shard.file) as path:
-            what = _damage_of(path, shard, manifest)
-        if what:
-            damage.append(Damage(shard.file, what))
-        on_shard(shard)
+            return _damage_of(path, shard, manifest)
+
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:  # one is read while another is compared
+        for shard, what in zip(manifest.shards, pool.map(check, manifest.shards), strict=True):
+            if what:
+                damage.append(Damage(shard.file, what))
+            on_shard(shard)
     return damage
 
 
