@@ -100,14 +100,16 @@ def build(options: BuildOptions, report: Report = lambda result, units: None) ->
     if (options.out / MANIFEST_NAME).exists():
         return _mend(job, report, started)
     with job.draft.lock():
-        done = job.begin()
-        fresh = []
-        for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
-            fresh.append(result)
-            done[result.unit] = result
-            report(result, len(job.units))
-        manifest = job.draft.commit(job.plan, done)
-    return _result(manifest, fresh, started, encoder=job.encoder, reason=job.encoder_reason)
+        if not (options.out / MANIFEST_NAME).exists():
+            done = job.begin()
+            fresh = []
+            for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
+                fresh.append(result)
+                done[result.unit] = result
+                report(result, len(job.units))
+            manifest = job.draft.commit(job.plan, done)
+            return _result(manifest, fresh, started, encoder=job.encoder, reason=job.encoder_reason)
+    return _mend(job, report, started)  # another build was quicker
 
 
 def build_task(
@@ -155,6 +157,9 @@ def finalize(out: Path) -> Manifest:
             remedy="first its tasks: slw-prep build ... --task i/n --out STORE",
         )
     with draft.lock():
+        if (out / MANIFEST_NAME).exists():  # another was quicker
+            draft.clear()
+            return Manifest.load(out)
         return draft.commit(plan, draft.done())
 
 

@@ -126,7 +126,7 @@ def _start_ray(ray: Any, crew: Crew) -> None:
     common = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if crew.ray_address is None:
-            ray.init(num_cpus=crew.workers, include_dashboard=False, **common)
+            ray.init(address="local", num_cpus=crew.workers, include_dashboard=False, **common)
         else:
             package = str(Path(__file__).parent)
             ray.init(address=crew.ray_address, runtime_env={"py_modules": [package]}, **common)

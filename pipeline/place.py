@@ -23,6 +23,8 @@ def place(path: str | Path) -> Path:
     """
     if isinstance(path, Path) or not isinstance(path, str) or "://" not in path:
         return Path(path) if isinstance(path, str) else path
+    if path.startswith("file://"):
+        return Path(path.removeprefix("file://"))
     from upath import UPath
 
     try:
