@@ -100,6 +100,27 @@ def tracer_of_all(store, loader):
     return tracer
 
 
+@pytest.mark.parametrize(
+    "curriculum",
+    [
+        {"pacing": "linear", "seqlen_start": 8, "seqlen_end": 32, "duration_steps": 6, "dealing": "truncate"},
+        {"pacing": "buckets", "seqlen_start": 8, "seqlen_end": 32, "cycles": 1},
+        {"pacing": "skyladder", "seqlen": 32, "window_start": 8, "duration_steps": 6},
+    ],
+    ids=["truncate", "buckets", "skyladder"],
+)
+def test_a_trace_is_what_was_served_by_every_planner(store, curriculum):
+    schedule = Schedule.from_settings(curriculum, {"global_batch_tokens": 128}, epochs=1)
+    with CurriculumLoader(store, schedule, seed=1, rank=1, world_size=2) as loader:
+        batches = list(loader)
+    assert len(batches) > 5
+    for batch in batches:
+        assert np.array_equal(labels_of(trace_step(loader, batch.step), store), batch.labels)
+    found = trace_document(loader, 7).pieces
+    served = [(b.step, s) for b in batches for d, s in zip(b.pieces.document, b.pieces.start, strict=True) if d == 7]
+    assert [(piece.step, piece.start) for piece in found] == served
+
+
 def test_a_document_is_found_where_the_steps_say(store):
     loader = CurriculumLoader(store, schedule_of(4, 20, 12, 4), seed=1)
     everywhere = [piece for step in range(loader.schedule.total_steps) for piece in trace_step(loader, step).pieces]
