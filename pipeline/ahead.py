@@ -61,8 +61,8 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # what is larger is of a huge document, and given back
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 _M_TRIM_THRESHOLD = -1

@@ -30,6 +30,7 @@ from pipeline.writer import write_atomically, write_shard
 READ_AHEAD = 4
 ENCODED_AHEAD = 10
 """Batches that wait between the stages: the encoder goes on while a shard is flushed to a disk."""
+CHUNK_CHARACTERS = 1 << 20
 BAD_KEPT = 5
 """Bad records of a unit that are described; all are counted."""
 
@@ -151,9 +152,12 @@ def _encode(tasks: Iterable[_Numbered], options: UnitOptions) -> Generator[tuple
             ids, offsets = encoder.encode(chosen.texts)
             if spot:
                 spot.check(chosen.texts, ids, offsets, unit.name)
-            sizes = [len(text) if text.isascii() else len(text.encode()) for text in chosen.texts]
+            sizes = [_utf8_bytes(text) for text in chosen.texts]
             rows, text_bytes = np.array(chosen.rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
-            yield index, unit, _Encoded(ids, offsets, rows, chosen.ids, train, text_bytes)
+            encoded = _Encoded(ids, offsets, rows, chosen.ids, train, text_bytes)
+            del batch, chosen, ids, offsets  # they may be of a huge document
+            yield index, unit, encoded
+            del encoded
 
 
 class _Work:
@@ -245,6 +249,13 @@ class _Pending:
         if batch.names is not None:
             self.names = (self.names or []) + batch.names[part]
         self.text_bytes += int(batch.text_bytes[part].sum())
+
+
+def _utf8_bytes(text: str) -> int:
+    """Length in UTF-8, without a copy of a long text."""
+    if text.isascii():
+        return len(text)
+    return sum(len(text[at : at + CHUNK_CHARACTERS].encode()) for at in range(0, len(text), CHUNK_CHARACTERS))
 
 
 def _held_out_last(batch: Documents, fraction: float) -> tuple[Documents, int]:
