@@ -20,6 +20,7 @@ from pipeline.encoding import Vocabulary, choose_encoder, load_vocabulary
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
+from pipeline.fingerprint import fingerprints
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import remove_tree
@@ -167,6 +168,10 @@ def remove(store: Path) -> None:
     """Delete a store or an unfinished build. Raises StoreError for a folder that is neither."""
     if not store.exists():
         return
+    if store.is_file():
+        raise StoreError(
+            "not a store but a file: --force leaves it alone", where=store, remedy="choose another --out"
+        )
     if not (store / MANIFEST_NAME).exists() and not (store / BUILD_FOLDER).exists() and any(store.iterdir()):
         raise StoreError("not a store: --force leaves it alone", where=store, remedy="choose another --out")
     remove_tree(store)
@@ -214,6 +219,8 @@ class _Job:
         self.encoder = self.encoder_reason = ""
         out = options.out
         known = (out / BUILD_FOLDER).exists() or (out / MANIFEST_NAME).exists()
+        if out.is_file():
+            raise StoreError("the output is a file", where=out, allowed="a folder", remedy="choose another --out")
         if not known and out.exists() and any(out.iterdir()):
             raise StoreError(
                 "the output exists and is no store", where=out, remedy="choose another --out, or empty the folder"
@@ -266,6 +273,9 @@ def _check(options: BuildOptions) -> None:
         raise ConfigError("unit size and workers must be positive", found=found, allowed="1 or more")
     if STDIN in options.inputs and options.engine not in (None, "inline"):
         raise ConfigError("standard input is read in this process", found=f"--engine {options.engine}")
+    if options.reading.max_record_bytes < 1:
+        found = f"--max-record-bytes {options.reading.max_record_bytes}"
+        raise ConfigError("no record is that short", found=found, allowed="1 or more, such as 256M")
     if options.reading.separator == "":
         raise ConfigError("the separator is empty", allowed="any text, such as '<|endoftext|>'")
 
@@ -286,7 +296,7 @@ def _unit_options(options: BuildOptions, vocabulary: Vocabulary, encoder: str) -
 def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[InputFile]) -> dict[str, Any]:
     """All that decides the bytes of the store. Not `skip_bad`: a finished unit is the same with and without."""
     return {
-        "files": [[file.path, file.size] for file in files],
+        "files": [[file.path, file.size, look] for file, look in zip(files, fingerprints(files), strict=True)],
         "sources": [list(pair) for pair in Counter(file.source for file in files).items()],
         "tokenizer": vocabulary.digest,
         "eod_id": vocabulary.eod_id,

@@ -115,7 +115,7 @@ class Draft:
             self._discard()
             raise CorpusError(
                 "no document to train on: the corpus is empty",
-                where=", ".join(str(file) for file in plan.manifest.parameters["files"][:3]),
+                where=", ".join(f"{path} ({size} bytes)" for path, size, _ in plan.manifest.parameters["files"][:3]),
                 found=f"{sum(r.bad for r in results)} bad and {sum(r.empty for r in results)} empty records",
                 remedy="check the input, --text-field and --validation-fraction",
             )
@@ -172,8 +172,15 @@ def same_parameters(there: dict[str, Any], asked: dict[str, Any], where: Path) -
 
 def _difference(name: str, there: Any, asked: Any) -> str:
     if name == "files" and isinstance(there, list):
-        extra = [f"{path} ({size} bytes)" for path, size in asked if [path, size] not in there]
-        gone = [f"{path} ({size} bytes)" for path, size in there if [path, size] not in asked]
+        sizes_there, sizes_asked = ({path: size for path, size, _ in files} for files in (there, asked))
+        extra = [f"{path} ({size} bytes)" for path, size in sizes_asked.items() if sizes_there.get(path) != size]
+        gone = [f"{path} ({size} bytes)" for path, size in sizes_there.items() if sizes_asked.get(path) != size]
+        if not extra and not gone:
+            before = {path: look for path, _, look in there}
+            changed = [path for path, _, look in asked if before[path] != look]
+            return f"{name}: {len(changed) or 'none'} rewritten since, in the same size" + (
+                f", such as {changed[0]}" if changed else ", but in another order"
+            )
         sides = ((gone, "there"), (extra, "asked"))
         return f"{name}: " + ", ".join(
             f"{len(side)} only {where}, such as {side[0]}" for side, where in sides if side
