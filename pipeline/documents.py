@@ -115,12 +115,15 @@ def decode(data: bytes, where: str, bad: Bad) -> str | None:
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> CorpusError:
     """The bad record that is encoded otherwise."""
+    wide = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
     return CorpusError(
         "not UTF-8 text",
         where=where,
         found=f"byte 0x{error.object[error.start]:02x} at {error.start}: {error.reason}",
         allowed="text encoded as UTF-8",
-        remedy="convert it, such as iconv -f LATIN1 -t UTF-8, or leave it out: --skip-bad",
+        remedy="convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW, or leave it out: --skip-bad"
+        if wide
+        else "convert it, such as iconv -f LATIN1 -t UTF-8 FILE > NEW, or leave it out: --skip-bad",
     )
 
 

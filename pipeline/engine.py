@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +23,8 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.place import is_local
 from pipeline.unit import UnitOptions, UnitResult, build_units
 
+REACH_S = 5.0
+"""For a cluster to answer at its address."""
 RETRIES = 3
 """Times that Ray starts a task again whose process or machine was lost."""
 RAY_IN_FLIGHT = 1000
@@ -128,12 +131,24 @@ def _start_ray(ray: Any, crew: Crew) -> None:
         if crew.ray_address is None:
             ray.init(address="local", num_cpus=crew.workers, include_dashboard=False, **common)
         else:
+            _reachable(crew.ray_address)
             package = str(Path(__file__).parent)
             ray.init(address=crew.ray_address, runtime_env={"py_modules": [package]}, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            "Ray cannot be reached", where=crew.ray_address, found=error, remedy="check --ray-address"
+            "Ray cannot be reached",
+            where=crew.ray_address,
+            found=error,
+            allowed='HOST:PORT of a running cluster, or "auto" on one of its machines',
+            remedy="start one with `ray start --head`, which prints its address; or leave --ray-address out",
         ) from error
+
+
+def _reachable(address: str) -> None:
+    """Raise OSError at once where nobody listens at HOST:PORT: Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
 def _seen_from_anywhere(options: UnitOptions) -> UnitOptions:

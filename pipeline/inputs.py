@@ -106,7 +106,10 @@ def _expand(name: str, reading: Reading) -> list[InputFile]:
     if name == STDIN:
         if reading.format not in ("jsonl", "text"):
             raise ConfigError(
-                "standard input has no suffix", found=f"--format {reading.format}", allowed="--format jsonl or text"
+                "standard input has no suffix",
+                found=f"--format {reading.format}" if reading.format else "no --format",
+                allowed="--format jsonl or text: what can be read from its start to its end",
+                remedy="say what it is: --format jsonl",
             )
         return [InputFile(STDIN, -1, reading.format)]
     try:
@@ -114,7 +117,8 @@ def _expand(name: str, reading: Reading) -> list[InputFile]:
         if folder:
             sizes = _chosen(name, sizes, reading)
     except OSError as error:
-        raise CorpusError("an input that cannot be read", where=name, found=error, remedy="check the path") from error
+        remedy = "check the URL, the credentials and the network" if is_remote(name) else "check the path"
+        raise CorpusError("an input that cannot be read", where=name, found=error, remedy=remedy) from error
     if not sizes:
         known = [suffix for suffixes in FORMATS.values() for suffix in suffixes]
         raise CorpusError(
@@ -232,7 +236,16 @@ def _chosen(folder: str, sizes: dict[str, int], reading: Reading) -> dict[str, i
                     remedy=f"name it: {parent}/{splits[0]}",
                 )
         elif base == "state.json" and f"{parent}{slash}dataset_info.json" in sizes:
-            members = [f"{parent}{slash}{file['filename']}" for file in _load(name)["_data_files"]]
+            state = _load(name)
+            if state.get("_indices_data_files"):
+                raise CorpusError(
+                    "a Hugging Face dataset that keeps an order of rows beside its rows, as old versions saved it",
+                    where=name,
+                    found="_indices_data_files",
+                    allowed="rows in the order they are stored",
+                    remedy="with `datasets` of that time: load_from_disk(), flatten_indices(), save_to_disk()",
+                )
+            members = [f"{parent}{slash}{file['filename']}" for file in state["_data_files"]]
             if lost := [member for member in members if member not in sizes]:
                 raise CorpusError("a file of a Hugging Face dataset is missing", where=lost[0])
             place |= {member: f"{parent}{slash}{at:09d}" for at, member in enumerate(members)}

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline import megatron
 from pipeline.encoding import Vocabulary, load_vocabulary
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.files import is_remote
+from pipeline.files import STDIN, is_remote
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
 from pipeline.reader import Store
@@ -94,6 +94,8 @@ def open_input(name: str, options: ImportOptions) -> Reader:
     """The reader of `name`. Raises CorpusError where there is nothing to read, ConfigError for a wrong option."""
     if options.format is not None and options.format not in FORMATS:
         raise ConfigError("unknown format", found=options.format, allowed=", ".join(FORMATS))
+    if name == STDIN:
+        raise ConfigError("tokens are not read from standard input", allowed="files, folders, patterns and URLs")
     prefix = megatron.prefix_of(Path(name))
     if prefix is not None and is_remote(name):
         raise CorpusError("an indexed dataset is read from a local disk", where=name, remedy="copy both files first")
@@ -166,12 +168,14 @@ def _named(options: ImportOptions) -> list[tuple[str, str]]:
 
 def _shards_of(store: Store, source: str | None) -> list[int]:
     chosen = [index for index, shard in enumerate(store.shards) if source is None or shard.source == source]
+    named = [name for name in store.sources if name]
     if not chosen:
         raise ConfigError(
             "nothing to export",
             where=f"{store.path} ({store.split})",
             found=f"source {source!r}" if source is not None else "no document",
-            allowed=f"one of the sources {', '.join(map(repr, store.sources))}" if store.sources else None,
+            allowed=f"one of the sources {', '.join(map(repr, named))}" if named else None,
+            remedy="the store has no named sources: leave --source out" if source and not named else None,
         )
     return chosen
 

@@ -169,11 +169,11 @@ def _error(line: bytes, reading: Reading, where: str) -> CorpusError:
         field, option, what = reading.id_field, "--id-field", "id"
     missing = not isinstance(record, dict) or field not in record
     kind = "string" if what == "text" else "string or an integer"
-    fields = ", ".join(record) if isinstance(record, dict) else f"no object but a {type(record).__name__}"
+    fields = f"fields {', '.join(record)}" if isinstance(record, dict) else f"no object but a {type(record).__name__}"
     return CorpusError(
         f"a record without the field {field!r}" if missing else f"the field {field!r} is not a {kind}",
         where=where,
-        found=f"fields {fields}" if missing else type(record[field]).__name__,
+        found=fields if missing else type(record[field]).__name__,
         allowed=f"one JSON object a line with a {kind} in it",
         remedy=_unwrap(line)
         or f"name the field with the {what}: {option} NAME; or leave such records out: --skip-bad",

@@ -64,5 +64,7 @@ def find_id(store: Store, name: str) -> int:
         "no document of this id" if kept else "the store keeps no ids",
         where=f"{store.path} ({store.split})",
         found=name,
-        remedy=None if kept else "build it with the field that has them: --id-field NAME",
+        remedy="ids are compared to the letter; `show --document 0` prints one"
+        if kept
+        else "build it with the field that has them: --id-field NAME",
     )

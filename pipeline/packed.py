@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.huggingface import STATE_NAME, int32_lists, write_dataset
 from pipeline.packing import Packed, pack
 from pipeline.reader import Store
@@ -44,6 +44,8 @@ def write_packed(
     """
     if file_bytes < 1:
         raise ConfigError("a file needs room", found=f"--file-bytes {file_bytes}", allowed="1 or more")
+    if not store.documents:
+        raise StoreError("nothing to pack: the split has no document", where=f"{store.path} ({store.split})")
     packed = pack(store.lengths, seqlen)
     order = shuffled_rows(packed, seqlen, seed)
     rows_of_file = max(file_bytes // (BYTES_PER_TOKEN * seqlen), 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.lengths import Lengths, merge
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, told apart by the colour-blind."""
+SUFFIXES = (".png", ".svg", ".pdf")
 BINS_PER_DOUBLING = 4
 MARKS = (0.1, 0.5, 0.9)
 
@@ -22,8 +23,11 @@ MARKS = (0.1, 0.5, 0.9)
 def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
     """Write the picture OUT (.png, .svg, .pdf) of the lengths of each source.
 
-    Raises StoreError where it cannot be written.
+    Raises ConfigError for another suffix, StoreError where it cannot be written.
     """
+    if out.suffix.lower() not in SUFFIXES:
+        found = f"the suffix {out.suffix!r}" if out.suffix else "no suffix"
+        raise ConfigError("not a kind of picture", where=out, found=found, allowed=", ".join(SUFFIXES))
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -49,9 +53,12 @@ def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
         panel.xaxis.set_major_formatter(lambda value, position: _short(value))
         panel.grid(alpha=0.3)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=100)
-    except (OSError, ValueError) as error:
-        raise StoreError("cannot write the picture", where=out, found=error, allowed=".png, .svg or .pdf") from error
+    except OSError as error:
+        raise StoreError(
+            "cannot write the picture", where=out, found=error, remedy="choose another --plot"
+        ) from error
     finally:
         plt.close(figure)
 

@@ -36,6 +36,10 @@ def train_tokenizer(
         raise ConfigError(
             "vocabulary too small", found=vocab_size, allowed=f"{LEAST_SIZE} or more: bytes and the end"
         )
+    if out.is_dir():
+        raise StoreError(
+            "the output is a folder", where=out, allowed="a file", remedy=f"--out {out / 'tokenizer.json'}"
+        )
     if out.exists() and not force:
         raise StoreError("the output exists", where=out, remedy="choose another --out, or replace it: --force")
     tokenizer = Tokenizer(models.BPE())

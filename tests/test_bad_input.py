@@ -258,3 +258,31 @@ def test_lines_are_counted_once_for_all_units_with_bad_ones(tmp_path, monkeypatc
     read(Reading(), path, unit_bytes=50, bad=bad.append, batch_bytes=16)
     assert [str(error).partition(".jsonl:")[2].split()[0] for error in bad] == [str(i + 1) for i in range(0, 90, 3)]
     assert seen[0] < 4 * path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("build", "c.jsonl", "--out", "c.jsonl"), 1, "the output is a file"),
+        (("build", "c.jsonl", "--out", "c.jsonl", "--force"), 1, "--force leaves it alone"),
+        (("build", "c.jsonl", "--out", "s", "--max-record-bytes", "0"), 2, "--max-record-bytes 0"),
+        (("build", "e.jsonl", "--out", "s"), 1, "where:   e.jsonl (0 bytes)"),
+        (("build", "u.jsonl", "--out", "s"), 1, "iconv -f UTF-16 -t UTF-8"),
+        (
+            ("build", "c.jsonl", "--out", "s", "--engine", "ray", "--ray-address", "127.0.0.1:1"),
+            2,
+            "ray start --head",
+        ),
+        (("import", "-", "--out", "s"), 2, "tokens are not read from standard input"),
+    ],
+)
+def test_what_goes_wrong_is_said_with_a_remedy(tmp_path, monkeypatch, tokenizer, arguments, status, message):
+    if "ray" in arguments:
+        pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.jsonl").write_bytes(GOOD)
+    (tmp_path / "e.jsonl").write_bytes(b"")
+    (tmp_path / "u.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16"))
+    result = CliRunner().invoke(main, [*arguments, "--tokenizer", str(tokenizer)])
+    assert result.exit_code == status and message in result.stderr
+    assert not (tmp_path / "s/manifest.json").exists()

@@ -1,5 +1,7 @@
 """Files are found the same way everywhere: folders, patterns, Hugging Face datasets, named sources."""
 
+import json
+
 import datasets
 import fsspec
 import pytest
@@ -86,6 +88,10 @@ def test_more_than_ten_files_of_a_dataset_keep_their_order_and_a_lost_one_is_nam
     lost = sorted((tmp_path / "d").glob("*.arrow"))[4]
     lost.unlink()
     with pytest.raises(CorpusError, match=lost.name):
+        find_files((str(tmp_path / "d"),), Reading())
+    state = json.loads((tmp_path / "d/state.json").read_text())
+    (tmp_path / "d/state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "i.arrow"}]}))
+    with pytest.raises(CorpusError, match="flatten_indices"):
         find_files((str(tmp_path / "d"),), Reading())
 
 

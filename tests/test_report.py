@@ -12,7 +12,7 @@ from test_cli import call
 
 from pipeline import lengths as lengths_module
 from pipeline.cli import main as prep
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError
 from pipeline.lengths import QUANTILES, count_lengths, facts_of, merge, powers
 from pipeline.plot import draw_lengths
 from pipeline.reader import Store
@@ -78,7 +78,7 @@ def test_a_picture_of_one_document_and_of_one_that_cannot_be_written(tmp_path):
     sources = lengths_of_sources(Store.open(tmp_path / "one"))
     draw_lengths(sources, tmp_path / "one.svg", "one")
     assert "<svg" in (tmp_path / "one.svg").read_text()
-    with pytest.raises(StoreError, match="picture"):
+    with pytest.raises(ConfigError, match="kind of picture"):
         draw_lengths(sources, tmp_path / "one.xyz", "one")
 
 
