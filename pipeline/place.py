@@ -21,8 +21,10 @@ def place(path: str | Path) -> Path:
 
     Raises ConfigError where the library for this kind of URL is not installed.
     """
-    if isinstance(path, Path) or not isinstance(path, str) or "://" not in path:
-        return Path(path) if isinstance(path, str) else path
+    if not isinstance(path, str):
+        return path
+    if "://" not in path:
+        return Path(path)
     if path.startswith("file://"):
         return Path(path.removeprefix("file://"))
     from upath import UPath
