@@ -53,6 +53,8 @@ class CurriculumLoader:
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
+        if prefetch < 1:
+            raise ConfigError("prefetch must be positive", found=prefetch, allowed="1 or more")
         self.store = store
         self.order = Order.begin(store, schedule, seed=seed, mixture=mixture, window_tokens=window_tokens)
         """What all batches follow from."""
@@ -113,7 +115,7 @@ class CurriculumLoader:
         """Go on after the last batch of `state`, whatever rank and world size it was taken on.
 
         Raises RunError where store, seed or schedule are not those of `state`. With `change_schedule` this loader's
-        schedule holds from here on: what was served stays served.
+        schedule holds from here on: what was served stays served, and an adaptive one goes on at the length reached.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
@@ -122,6 +124,12 @@ class CurriculumLoader:
                     found=state.get(name),
                     allowed=f"{value} (this loader)",
                 )
+        if not state.get("schedules") or "step" not in state:
+            raise RunError(
+                "not a loader's state",
+                found=", ".join(sorted(state)),
+                allowed="what state_dict() gave, whole: with step and schedules",
+            )
         step = int(state["step"])
         schedules = [(int(first), Schedule.from_json(schedule)) for first, schedule in state["schedules"]]
         asked = self.order.asked[-1][1]
@@ -130,9 +138,10 @@ class CurriculumLoader:
                 raise RunError(
                     "the schedule is not the one of the saved state",
                     found=_difference(asked, schedules[-1][1]),
-                    remedy="keep it, or change it from here on: load_state_dict(state, change_schedule=True)",
+                    remedy="keep it, or change it from here on: load_state_dict(state, change_schedule=True), "
+                    "slw-train run --reschedule",
                 )
-            schedules.append((step, asked))
+            schedules.append((step, asked.carried_on(schedules[-1][1])))
         order = replace(self.order, asked=tuple(schedules[:1]), history=tuple(schedules[:1]))
         for first, schedule in schedules[1:]:
             order = order.changed_at(first, schedule)

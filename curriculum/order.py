@@ -37,6 +37,8 @@ class Order:
         window_tokens: int = WINDOW_TOKENS,
     ) -> Order:
         """Raises ConfigError where the schedule or the mixture asks for more than there is."""
+        if not isinstance(seed, int) or seed < 0:
+            raise ConfigError("a seed is a whole number", found=repr(seed), allowed="0 or more, an int")
         if window_tokens < 1:
             raise ConfigError("window_tokens must be positive", found=window_tokens, allowed="1 or more")
         if mixture and schedule.planner != "dealing":

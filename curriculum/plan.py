@@ -72,6 +72,8 @@ class Plan:
     thrown_away_by_truncation: float | None
     """Share of the tokens read that cutting full-length samples down would lose on this schedule; None where the
     number of sequences changes, so that there is nothing to cut."""
+    not_reached: str | None = None
+    """What of the schedule lies behind the end of the run."""
     ledger: Ledger | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -128,7 +130,21 @@ def plan(schedule: Schedule, store: Store) -> Plan:
         epochs=total / store.tokens,
         take_turns=by_length,
         thrown_away_by_truncation=1 - total / read if same_batch else None,
+        not_reached=_not_reached(schedule),
     )
+
+
+def _not_reached(schedule: Schedule) -> str | None:
+    """Where the run ends before its schedule does: a ramp that is too slow for the data."""
+    last, steps = schedule.phases[-1], schedule.total_steps
+    if last.first_step < steps or schedule.planner == "buckets":
+        return None
+    now = schedule.phase(steps - 1)
+    found = f"seqlen {now.seqlen:,}, where the schedule would come to {last.seqlen:,} at step {last.first_step:,}"
+    if now.seqlen == last.seqlen:
+        found = f"window {now.window or now.seqlen:,}, where it would be {last.window or last.seqlen:,} at step "
+        found += f"{last.first_step:,}"
+    return found
 
 
 def take_turns(parts: list[Span]) -> bool:
@@ -201,6 +217,8 @@ def render(table: Plan) -> str:
         f"\n{table.total_steps:,} steps, {table.total_tokens:,} tokens: {table.epochs:.2f} epochs of "
         f"{table.documents:,} documents, {len(table.lengths)} lengths"
     )
+    if table.not_reached:
+        text.append(f"note: the run ends at {table.not_reached}: a shorter duration fits, or more tokens")
     if table.thrown_away_by_truncation:
         share = f"{table.thrown_away_by_truncation:.1%}"
         text.append(f"cutting full-length samples down would throw away {share} of what it reads")

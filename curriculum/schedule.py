@@ -22,6 +22,8 @@ from curriculum.phases import Phase, merged
 from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of
 from pipeline.errors import ConfigError, RunError
 
+CURRICULUM_KEYS = ("control", "dealing", "window_positions")
+"""What every pacing may have beside its own parameters."""
 MADE_KEYS = ("planner", "window_positions", "seqlen_to_come")
 
 
@@ -228,6 +230,20 @@ class Schedule:
             key: value for key, value in parameters.items() if key not in ("cls", "run") and value is not None
         }
         curriculum |= {key: value for key, value in run.items() if key not in (*RUN_KEYS, *BATCH_KEYS)}
+        unknown = run.keys() - {*RUN_KEYS, *BATCH_KEYS, *CURRICULUM_KEYS}
+        if unknown:
+            raise ConfigError(
+                f"Schedule.{name} knows no such keyword",
+                found=", ".join(f"{key} not used" for key in sorted(unknown)),
+                allowed=", ".join(
+                    [
+                        *(key for key in parameters if key not in ("cls", "run")),
+                        *RUN_KEYS,
+                        *BATCH_KEYS,
+                        *CURRICULUM_KEYS,
+                    ]
+                ),
+            )
         batch = {key: run[key] for key in BATCH_KEYS if key in run}
         return cls.from_settings(
             {"pacing": name, **curriculum}, batch, **{key: run[key] for key in RUN_KEYS if key in run}
@@ -264,6 +280,18 @@ class Schedule:
         curriculum = {**self.settings["curriculum"], SEQLEN_NOW: seqlen}
         run = {key: getattr(self, key) for key in RUN_KEYS}
         return Schedule.from_settings(curriculum, self.settings["batch"], **run)
+
+    def carried_on(self, before: Schedule) -> Schedule:
+        """Where this and the schedule `before` it are adaptive: at the length that one has come to, if it allows it.
+
+        Below its `seqlen_start` or above its `seqlen_end` it is there. Others are returned as they are.
+        """
+        ours, theirs = self.notches, before.notches
+        if ours is None or theirs is None or before.settings is None:
+            return self
+        now = before.settings["curriculum"].get(SEQLEN_NOW) or theirs.seqlen_start
+        now = min(max(now, ours.seqlen_start), ours.seqlen_end)
+        return self.raised_to(now - now % ours.seqlen_multiple)
 
     @property
     def decomposition(self) -> Buckets | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,13 @@ PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyla
 
 RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
 BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
+WHOLE = {
+    *("seqlen", "seqlen_start", "seqlen_end", "seqlen_multiple", "duration_steps", "duration_tokens", "degree"),
+    *("window_start", "window_end", "window_multiple", "patience", "cycles", "order_seed"),
+    *RUN_KEYS,
+    *BATCH_KEYS,
+}
+"""Settings that are whole numbers."""
 CONTROLS = ("batch_warmup",)
 DEALINGS = {"pack": "dealing", "truncate": "truncate"}
 """`dealing` in [curriculum] -> the planner."""
@@ -32,6 +40,7 @@ DEALINGS = {"pack": "dealing", "truncate": "truncate"}
 
 def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """The fields of the `Schedule` of these tables; see `Schedule.from_settings`."""
+    curriculum, batch, run = _whole(curriculum), _whole(batch), _whole(run)
     settings = {key: value for key, value in curriculum.items() if value is not None}
     size = {key: batch.get(key) for key in BATCH_KEYS}
     end = end_of_run(run.get("total_tokens"), run.get("epochs"), run.get("max_epochs") or 1)
@@ -119,6 +128,17 @@ def exactly_one(**values: int | None) -> None:
     for name, value in given.items():
         if value < 1:
             raise ConfigError(f"{name} must be positive", found=value, allowed="1 or more")
+
+
+def _whole(table: dict[str, Any]) -> dict[str, Any]:
+    """With the whole numbers as Python's, so that they are plain JSON; raises ConfigError for one that is not."""
+    for key, value in table.items():
+        if key in WHOLE and value is not None:
+            try:
+                table = {**table, key: operator.index(value)}
+            except TypeError:
+                raise ConfigError(f"{key} is a whole number", found=repr(value), allowed="such as 1_000") from None
+    return table
 
 
 def _choice(settings: dict[str, Any], key: str, default: str | None, allowed: tuple[str, ...]) -> Any:

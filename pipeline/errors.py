@@ -29,11 +29,17 @@ class SlwError(Exception):
         allowed: object | None = None,
         remedy: str | None = None,
     ) -> None:
+        self.details = {"where": where, "found": found, "allowed": allowed, "remedy": remedy}
         lines = [what]
         named = (("where", where), ("found", found), ("allowed", allowed), ("to do", remedy))
         lines += [f"  {name + ':':<9}{value}" for name, value in named if value is not None]
         super().__init__("\n".join(lines))
         self.what = what
+
+    def within(self, where: object) -> SlwError:
+        """The same error, with `where` if it has none."""
+        details = {**self.details, "where": self.details["where"] or where}
+        return type(self)(self.what, **details)  # type: ignore[arg-type]
 
 
 class ConfigError(SlwError):

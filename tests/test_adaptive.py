@@ -1,5 +1,6 @@
 """Adaptive lengths: raised exactly by the rule, recorded, and a stopped run goes on as one that was not."""
 
+import itertools
 import json
 import math
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from curriculum.adaptive import Calm, Notches
 from curriculum.loader import CurriculumLoader
 from curriculum.schedule import Schedule
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint, loop
 from train.cli import main
@@ -134,6 +135,59 @@ def test_the_command_line_says_what_was_taken(store, tmp_path):
     planned = CliRunner().invoke(main, ["plan", str(toml)])
     assert "validation decides" in planned.stderr
     assert "lengths taken: 8 from step 0, 16 from step" in CliRunner().invoke(main, ["run", str(toml)]).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "seqlen"),
+    [
+        ({"patience": 5}, 24),
+        ({"seqlen_end": 40}, 24),
+        ({"seqlen_end": 16}, 16),
+        ({"seqlen_multiple": 16, "seqlen_start": 16}, 16),
+        ({"seqlen_start": 32}, 32),
+    ],
+)
+def test_another_adaptive_schedule_goes_on_at_the_length_reached(store, changes, seqlen):
+    given = {"seqlen_start": 8, "seqlen_end": 32, "global_batch_sequences": 3, "epochs": 1}
+    first = Schedule.adaptive(**given)
+    with CurriculumLoader(Store.open(store), first, seed=1) as loader:
+        served = [next(loader).pieces]
+        loader.change_schedule(loader.order.asked[-1][1].raised_to(24))
+        served.append(next(loader).pieces)
+        state = json.loads(json.dumps(loader.state_dict()))
+    again = CurriculumLoader(Store.open(store), Schedule.adaptive(**{**given, **changes}), seed=1)
+    again.load_state_dict(state, change_schedule=True)
+    state = json.loads(json.dumps(again.state_dict()))
+    rest = list(again)
+    assert rest[0].seqlen == seqlen
+    served += [batch.pieces for batch in rest]
+    assert sum(int(pieces.length.sum()) for pieces in served) == Store.open(store).tokens
+    with CurriculumLoader(Store.open(store), Schedule.adaptive(**{**given, **changes}), seed=1) as resumed:
+        resumed.load_state_dict(state)
+        assert [batch.seqlen for batch in resumed] == [batch.seqlen for batch in rest]
+
+
+def test_a_rescheduled_adaptive_run_keeps_its_length_and_follows_the_new_rule(store, tmp_path):
+    folder = tmp_path / "run"
+    slow = {**CHANGES, "run__checkpoint_every_steps": 2}
+    half = Store.open(store).tokens // 2
+    stopped = {**slow, "run__epochs": None, "run__total_tokens": half}
+    before = loop.run(config_of(store, folder, **stopped), warn=lambda text: None)
+    reached = before.lengths[-1][1]
+    assert reached > 8
+    further = {**slow, "curriculum__seqlen_end": 40, "curriculum__patience": 1}
+    with pytest.raises(RunError, match="--reschedule"):
+        loop.run(config_of(store, folder, **further), warn=lambda text: None)
+    with pytest.raises(RunError, match="longer than the model"):
+        loop.run(config_of(store, folder, **further), change_schedule=True, warn=lambda text: None)
+    quick = {**slow, "curriculum__patience": 1}
+    after = loop.run(config_of(store, folder, **quick), change_schedule=True, warn=lambda text: None)
+    assert after.finished
+    assert after.lengths[: len(before.lengths)] == before.lengths
+    lines = [line for line in read_metrics(folder) if "loss" in line]
+    assert lines[before.step]["seqlen"] in (reached, reached + 8)
+    assert all(a["seqlen"] <= b["seqlen"] for a, b in itertools.pairwise(lines))
+    assert after.tokens_seen == Store.open(store).tokens
 
 
 @pytest.mark.parametrize(

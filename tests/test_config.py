@@ -1,9 +1,10 @@
 """Configs: overrides reach their key, and mistakes are named with what is allowed."""
 
 import pytest
-from runs import as_toml, settings_of
+from runs import as_toml, settings_of, tiny_store
 
 from pipeline.errors import ConfigError
+from pipeline.reader import Store
 from train.config import known_keys, load_config
 
 
@@ -36,6 +37,8 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("optimizer.lr=-1", "optimizer.lr[\\s\\S]*greater than 0"),
         ("optimizer.lr=fast", "optimizer.lr[\\s\\S]*number"),
         ("model.heads=5", "multiple of heads"),
+        ("model=gpt2", "a table[\\s\\S]*model.preset"),
+        ("mixture.books=0.7", "did you mean mixture.NAME"),
         ("optimizer.betas=[0.9, 1.0]", "below 1"),
         ("optimizer.min_lr=1", "above lr"),
         ("model.preset=gpt5", "gpt2-124m"),
@@ -50,15 +53,37 @@ def test_mistakes_are_refused_with_what_is_allowed(toml, override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch.global_batch_tokens=64", "exactly one"),
-        ("run.total_tokens=64", "exactly one"),
+        ("global_batch_sequences=", "exactly one"),
+        ("run.epochs=", "exactly one"),
         ("curriculum.seqlen=64", "seqlen not used"),
         ("curriculum.seqlen_start=9", "multiple"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_by_the_schedule(toml, override, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(toml, [override]).schedule()
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_config(toml, [override])
+    assert f"{toml} and the command line" in str(refused.value)
+
+
+def test_an_override_takes_the_place_of_the_other_key_of_which_one_is_given(toml):
+    config = load_config(toml, ["total_tokens=640", "global_batch_tokens=64", "duration_tokens=100"])
+    assert (config.run.total_tokens, config.run.epochs) == (640, None)
+    assert (config.batch.global_batch_tokens, config.batch.global_batch_sequences) == (64, None)
+    assert (config.curriculum.duration_tokens, config.curriculum.duration_steps) == (100, None)
+    with pytest.raises(ConfigError, match="total_tokens, epochs"):
+        load_config(toml, ["total_tokens=640", "epochs=2"])
+
+
+def test_an_override_without_a_value_takes_the_key_away(toml):
+    gone = ["seqlen_start=", "seqlen_end=", "duration_steps="]
+    assert load_config(toml, ["pacing=constant", "curriculum.seqlen=16", *gone]).schedule().max_seqlen == 16
+    with pytest.raises(ConfigError, match="store is missing"):
+        load_config(toml, ["store="])
+
+
+def test_window_tokens_reach_the_loader(toml, tmp_path):
+    store = Store.open(tiny_store(tmp_path / "tiny"))
+    assert load_config(toml, ["window_tokens=500"]).loader(store).order.window_tokens == 500
 
 
 def test_unknown_keys_and_missing_tables_in_the_file(toml, tmp_path):

@@ -193,3 +193,18 @@ def test_memory_used_in_a_circle_is_safe_from_prefetch_plus_two_on(store, schedu
             allocate=lambda shape: next(circle)[: math.prod(shape)].reshape(shape),
         ) as loader:
             assert sum(same(batch, known) for batch, known in zip(loader, expected, strict=True)) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"prefetch": 0}, "prefetch"), ({"seed": -1}, "seed"), ({"seed": "1"}, "seed")]
+)
+def test_what_no_loader_can_have_is_refused(tmp_path, changes, message):
+    store = Store.open(write_store(tmp_path, documents_of([9, 9])))
+    schedule = Schedule.constant(seqlen=4, global_batch_sequences=1, epochs=1)
+    with pytest.raises(ConfigError, match=message):
+        CurriculumLoader(store, schedule, **{"seed": 1, **changes})
+    loader = CurriculumLoader(store, schedule, seed=1)
+    state = loader.state_dict()
+    del state["schedules"]
+    with pytest.raises(RunError, match="not a loader's state"):
+        loader.load_state_dict(state)

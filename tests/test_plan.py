@@ -119,3 +119,15 @@ def test_too_little_data_is_refused(store):
     )
     with pytest.raises(ConfigError, match=message):
         plan(schedule, store)
+
+
+def test_a_ramp_that_the_data_end_before_is_noted(tmp_path):
+    store = Store.open(write_store(tmp_path, documents_of([50] * 40)))
+    ramp = {"seqlen_start": 8, "seqlen_end": 64, "global_batch_sequences": 4, "epochs": 1}
+    fits, slow = (plan(Schedule.linear(**ramp, duration_steps=steps), store) for steps in (5, 1000))
+    assert fits.not_reached is None
+    assert "note" not in render(fits)
+    assert slow.not_reached == "seqlen 8, where the schedule would come to 64 at step 999"
+    assert f"note: the run ends at {slow.not_reached}" in render(slow)
+    windows = Schedule.skyladder(seqlen=64, window_start=8, window_rate="1/100", global_batch_tokens=256, epochs=1)
+    assert plan(windows, store).not_reached == "window 8, where it would be 64 at step 5,600"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,3 +190,24 @@ def test_a_batch_warmup_needs_a_schedule_that_ends_at_its_longest():
         Schedule.staged(
             seqlens=[16, 8], boundaries=[5], global_batch_sequences=2, total_tokens=9, control="batch_warmup"
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seqlen_start": "8"}, "seqlen_start is a whole number"),
+        ({"global_batch_sequences": 6.5}, "global_batch_sequences is a whole number"),
+        ({"epochs": None, "total_tokens": 1e6}, r"total_tokens is a whole number[\s\S]*1000000.0"),
+        ({"epoch": 1}, r"epoch not used[\s\S]*epochs"),
+    ],
+)
+def test_what_is_no_whole_number_or_no_keyword_is_refused(changes, message):
+    given = {"seqlen_start": 8, "seqlen_end": 64, "duration_steps": 9, "global_batch_sequences": 4, "epochs": 1}
+    with pytest.raises(ConfigError, match=message):
+        Schedule.linear(**{**given, **changes})
+
+
+def test_numpy_numbers_become_plain_ones():
+    given = {"seqlen_start": 8, "seqlen_end": 64, "duration_steps": 9, "epochs": 1}
+    schedule = Schedule.linear(**given, global_batch_sequences=np.int64(4))
+    assert json.loads(json.dumps(schedule.to_json()))["settings"]["batch"]["global_batch_sequences"] == 4

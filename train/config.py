@@ -13,9 +13,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
 from curriculum.schedule import Schedule
+from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 
+ONE_OF = (
+    {"run.total_tokens", "run.epochs"},
+    {"batch.global_batch_sequences", "batch.global_batch_tokens"},
+    {"curriculum.duration_steps", "curriculum.duration_tokens", "curriculum.window_rate"},
+    {"curriculum.boundaries", "curriculum.boundaries_tokens"},
+)
+"""Of each one is given: an override takes the place of whichever the file has."""
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2-nano": {"layers": 3, "width": 128, "heads": 4},
     "gpt2-micro": {"layers": 6, "width": 256, "heads": 8},
@@ -141,6 +149,8 @@ class RunConfig(Section):
     epochs: int | None = Field(None, ge=1)
     max_epochs: int = Field(1, ge=1)
     seed: int = Field(1, ge=0)
+    window_tokens: int = Field(WINDOW_TOKENS, ge=1)
+    """Tokens of the documents that are dealt together: docs/dealing.md, "Windows"."""
     checkpoint_every_steps: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     validate_every_steps: int = Field(250, ge=1)
@@ -192,15 +202,23 @@ class Config(Section):
         mixture = None
         if self.mixture is not None:
             mixture = Mixture.from_settings({name: source.model_dump() for name, source in self.mixture.items()})
+        run = self.run
         return CurriculumLoader(
-            store, self.schedule(), seed=self.run.seed, mixture=mixture, rank=rank, world_size=world_size
+            store,
+            self.schedule(),
+            seed=run.seed,
+            mixture=mixture,
+            rank=rank,
+            world_size=world_size,
+            window_tokens=run.window_tokens,
         )
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str, Any] | None = None) -> Config:
     """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`; `curriculum` takes [curriculum]'s place.
 
-    Raises ConfigError: no such file, no TOML, an unknown key, or a value that is not allowed.
+    `key=` takes a key away. Raises ConfigError: no such file, no TOML, an unknown key, a value that is not allowed,
+    or values that do not make a schedule together.
     """
     if not path.is_file():
         raise ConfigError("no config file here", where=path, remedy="scripts/demo-slw.toml is one to start from")
@@ -211,10 +229,19 @@ def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str,
     where = str(path)
     if curriculum is not None:
         data["curriculum"] = curriculum
-    for override in overrides:
-        _override(data, override)
+    given = [_override(data, override) for override in overrides]
+    for group in ONE_OF:
+        for key in group.difference(given) if group.intersection(given) else ():
+            section, _, leaf = key.partition(".")
+            data.get(section, {}).pop(leaf, None)
+    if given:
         where = f"{path} and the command line"
-    return parse_config(data, where=where)
+    config = parse_config(data, where=where)
+    try:
+        config.schedule()
+    except ConfigError as error:
+        raise error.within(where) from error
+    return config
 
 
 def parse_config(data: dict[str, Any], *, where: str) -> Config:
@@ -240,24 +267,32 @@ def known_keys() -> list[str]:
     return keys
 
 
-def _override(data: dict[str, Any], text: str) -> None:
+def _override(data: dict[str, Any], text: str) -> str:
+    """Apply key=value to `data`; returns the full key."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError("an override is key=value", found=text, allowed="for example optimizer.lr=1e-3")
     key = key.strip()
-    if key.startswith("mixture."):
-        name, _, leaf = key.removeprefix("mixture.").rpartition(".")
-        data.setdefault("mixture", {}).setdefault(name, {})[leaf] = _parse_value(value.strip())
-        return
-    if key not in known_keys():
+    mixed = key.startswith("mixture.") and key.count(".") > 1
+    if not mixed and key not in known_keys():
         ends = [known for known in known_keys() if known.endswith(f".{key}")]
         if len(ends) != 1:
             raise _unknown(key, "command line")
         key = ends[0]
     *sections, leaf = key.split(".")
+    if mixed:
+        sections, leaf = ["mixture", key.removeprefix("mixture.").rpartition(".")[0]], key.rpartition(".")[2]
     for section in sections:
         data = data.setdefault(section, {})
-    data[leaf] = _parse_value(value.strip())
+        if not isinstance(data, dict):
+            raise ConfigError(
+                f"{section} is a table", where="the config file", found=data, remedy=f"write [{section}]"
+            )
+    if value.strip():
+        data[leaf] = _parse_value(value.strip())
+    else:
+        data.pop(leaf, None)
+    return key
 
 
 def _parse_value(text: str) -> Any:
@@ -269,6 +304,8 @@ def _parse_value(text: str) -> Any:
 
 def _unknown(key: str, where: str) -> ConfigError:
     keys = known_keys()
+    if inside := [known for known in keys if known.startswith(f"{key}.")]:
+        return ConfigError("a table, not a value", where=where, found=key, allowed=", ".join(inside))
     leaves = {known.split(".")[-1]: known for known in keys}
     close = difflib.get_close_matches(key, keys, 1, 0.5)
     near_leaves = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], list(leaves), 1, 0.5)
@@ -291,6 +328,6 @@ def _explained(error: dict[str, Any], where: str, count: int) -> ConfigError:
         f"{key} is missing" if missing else f"bad value of {key or 'the config'}",
         where=where,
         found=None if missing or isinstance(error["input"], dict) else error["input"],
-        allowed=None if missing else error["msg"].removeprefix("Value error, "),
+        allowed=None if missing else error["msg"].removeprefix("Value error, ").removeprefix("Input should be "),
         remedy=f"there are {count} such errors; this is the first" if count > 1 else None,
     )
