@@ -199,7 +199,8 @@ def test_memory_used_in_a_circle_is_safe_from_prefetch_plus_two_on(store, schedu
     ("changes", "message"), [({"prefetch": 0}, "prefetch"), ({"seed": -1}, "seed"), ({"seed": "1"}, "seed")]
 )
 def test_what_no_loader_can_have_is_refused(tmp_path, changes, message):
-    store = Store.open(write_store(tmp_path, documents_of([9, 9])))
+    write_store(tmp_path, documents_of([9, 9]))
+    store = Store.open(tmp_path)
     schedule = Schedule.constant(seqlen=4, global_batch_sequences=1, epochs=1)
     with pytest.raises(ConfigError, match=message):
         CurriculumLoader(store, schedule, **{"seed": 1, **changes})

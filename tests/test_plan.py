@@ -122,10 +122,13 @@ def test_too_little_data_is_refused(store):
 
 
 def test_a_ramp_that_the_data_end_before_is_noted(tmp_path):
-    store = Store.open(write_store(tmp_path, documents_of([50] * 40)))
+    write_store(tmp_path, documents_of([50] * 40))
+    store = Store.open(tmp_path)
     ramp = {"seqlen_start": 8, "seqlen_end": 64, "global_batch_sequences": 4, "epochs": 1}
     fits, slow = (plan(Schedule.linear(**ramp, duration_steps=steps), store) for steps in (5, 1000))
     assert fits.not_reached is None
+    with CurriculumLoader(store, Schedule.linear(**ramp, duration_steps=1000), seed=1) as loader:
+        assert rehearse(loader).least_cuts == 40 * 6, "at seqlen 8, all that the run serves"
     assert "note" not in render(fits)
     assert slow.not_reached == "seqlen 8, where the schedule would come to 64 at step 999"
     assert f"note: the run ends at {slow.not_reached}" in render(slow)
