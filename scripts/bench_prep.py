@@ -1,6 +1,7 @@
 """Text to tokens on disk, beside the encoder alone and beside what others use, on the same documents in the same run.
 
     scripts/bench_prep.py CORPUS.jsonl TOKENIZER.json [--megabytes 140] [--peer-python PATH ...] [--repeat 3]
+    scripts/bench_prep.py CORPUS.jsonl TOKENIZER.json --grow 1400 [--repeat 3]
     scripts/bench_prep.py CORPUS.jsonl TOKENIZER.json --memory
 
 Prints one JSON line. Each contestant runs in a fresh process and times itself from its first look at the input to its
@@ -12,6 +13,10 @@ Peers are looked for in this environment and in each --peer-python; one that is 
 
     python -m venv peers
     peers/bin/pip install datasets datatrove[io,processing] litdata mosaicml-streaming tokenizers
+
+--grow takes the corpus again and again, lines rotated, up to so many megabytes, and runs ours and the encoder alone:
+no peers and no `tokenizers`; ids are compared with the encoder's. fastokens keeps words it has met, so a grown corpus
+is easier for it than new text of the same size.
 
 --memory instead builds corpora of 150 MB and 1.5 GB (the corpus again and again, lines rotated), one document of
 200 MB, and ten million documents of one line, and prints the peak resident memory of the process tree of each,
@@ -47,6 +52,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, action="append", default=[])
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder without it")
+    parser.add_argument("--grow", type=float, metavar="MEGABYTES", help="ours and the encoder on a larger corpus")
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -55,19 +61,24 @@ def main() -> None:
 
 
 def speed(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    size = prepare(folder, arguments.corpus, int(arguments.megabytes * 1e6))
-    expected = run(Path(sys.executable), "reference", folder, arguments.tokenizer)
+    corpus, peers = arguments.corpus, arguments.peers
+    if arguments.grow:
+        corpus, peers = folder / "grown.jsonl", []
+        contestants.grow(arguments.corpus, corpus, int(arguments.grow * 1e6))
+    size = prepare(folder, corpus, int(arguments.megabytes * 1e6), halves=bool(peers))
+    expected = run(Path(sys.executable), "encoder" if arguments.grow else "reference", folder, arguments.tokenizer)
     best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.repeat):
         for name in OURS:
             found = run(Path(sys.executable), name, folder, arguments.tokenizer)
             if name not in best or found["seconds"] < best[name]["seconds"]:
                 best[name] = found
-    for name in arguments.peers:
+    for name in peers:
         pythons = [Path(sys.executable), *arguments.peer_python]
         able = [python for python in pythons if can(python, name)]
         best[name] = run(able[0], name, folder, arguments.tokenizer) if able else {"absent": True}
-    facts: dict[str, Any] = {"subject": "prep", "cores": os.cpu_count(), "text_mb": round(expected["text"] / 1e6, 1)}
+    facts: dict[str, Any] = {"subject": "prep grown" if arguments.grow else "prep", "cores": os.cpu_count()}
+    facts["text_mb"] = round(expected["text"] / 1e6, 1)
     facts |= {"jsonl_mb": round(size / 1e6, 1), "tokens": expected["tokens"]}
     for name, found in best.items():
         if "seconds" not in found:
@@ -88,8 +99,8 @@ def ratios(facts: dict[str, Any]) -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def prepare(folder: Path, corpus: Path, most: int) -> int:
-    """The corpus as one JSONL file, as two of half its size for peers that share out files, and as Parquet."""
+def prepare(folder: Path, corpus: Path, most: int, *, halves: bool) -> int:
+    """The corpus as one JSONL file, as Parquet, and as `halves` for peers that share out files."""
     import orjson
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -101,13 +112,11 @@ def prepare(folder: Path, corpus: Path, most: int) -> int:
                 break
             lines.append(line)
             size += len(line)
-    (folder / "halves").mkdir()
-    for path, part in {
-        "corpus.jsonl": lines,
-        "halves/0.jsonl": lines[::2],
-        "halves/1.jsonl": lines[1::2],
-    }.items():
-        (folder / path).write_bytes(b"".join(part))
+    (folder / "corpus.jsonl").write_bytes(b"".join(lines))
+    if halves:
+        (folder / "halves").mkdir()
+        for part in (0, 1):
+            (folder / f"halves/{part}.jsonl").write_bytes(b"".join(lines[part::2]))
     table = pa.table({"text": [orjson.loads(line)["text"] for line in lines]})
     pq.write_table(table, folder / "corpus.parquet", row_group_size=1000)
     return size

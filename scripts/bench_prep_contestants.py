@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,20 @@ def encoder(folder: Path, path: Path) -> dict[str, Any]:
     tokenizer = fastokens.Tokenizer.from_json_str(path.read_text())
     work = list(batches(read(folder / "corpus.jsonl")))
     encode = partial(tokenizer.encode_batch_flat, add_special_tokens=False, split_special_tokens=True)
-    started = time.perf_counter()
-    found = [encode(batch) for batch in work]
-    seconds = time.perf_counter() - started
-    documents = (
-        np.frombuffer(ids, "<u4")[a:b]
-        for ids, offsets in found
-        for a, b in zip(np.frombuffer(offsets, "<u8")[:-1], np.frombuffer(offsets, "<u8")[1:], strict=True)
-    )
-    return digest(documents) | {"seconds": seconds}
+    seconds = 0.0
+
+    def documents() -> Iterator[np.ndarray]:
+        """Ids are let go batch by batch: to keep those of a large corpus would slow the encoder down."""
+        nonlocal seconds
+        for batch in work:
+            started = time.perf_counter()
+            ids, offsets = encode(batch)
+            seconds += time.perf_counter() - started
+            ends = np.frombuffer(offsets, "<u8").tolist()
+            yield from (np.frombuffer(ids, "<u4")[a:b] for a, b in pairwise(ends))
+
+    size = sum(len(text.encode()) for batch in work for text in batch)
+    return digest(documents()) | {"text": size, "seconds": seconds}
 
 
 def ours(folder: Path, path: Path, name: str) -> dict[str, Any]:
