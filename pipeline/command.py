@@ -25,6 +25,8 @@ class Place(click.ParamType):  # type: ignore[type-arg]
 
 STORE = click.argument("store", type=Place())
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+RESUMED = ("build", "run")
+"""Commands that a rerun goes on with."""
 FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 SPLIT = click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True)
 
@@ -70,7 +72,9 @@ class Group(click.Group):
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("\nstopped; the same command goes on where it stopped", err=True)
+            kept = ctx.invoked_subcommand in RESUMED
+            then = "goes on where it stopped" if kept else "begins again, nothing is half-written"
+            click.echo(f"\nstopped; the same command {then}", err=True)
             sys.exit(130)
 
 

@@ -172,12 +172,12 @@ def same_parameters(there: dict[str, Any], asked: dict[str, Any], where: Path) -
 
 def _difference(name: str, there: Any, asked: Any) -> str:
     if name == "files" and isinstance(there, list):
-        sizes_there, sizes_asked = ({path: size for path, size, _ in files} for files in (there, asked))
+        sizes_there, sizes_asked = ({path: size for path, size, *_ in files} for files in (there, asked))
         extra = [f"{path} ({size} bytes)" for path, size in sizes_asked.items() if sizes_there.get(path) != size]
         gone = [f"{path} ({size} bytes)" for path, size in sizes_there.items() if sizes_asked.get(path) != size]
         if not extra and not gone:
-            before = {path: look for path, _, look in there}
-            changed = [path for path, _, look in asked if before[path] != look]
+            before = {path: look for path, _, *look in there}
+            changed = [path for path, _, *look in asked if before[path] != look]
             return f"{name}: {len(changed) or 'none'} rewritten since, in the same size" + (
                 f", such as {changed[0]}" if changed else ", but in another order"
             )

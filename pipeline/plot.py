@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError
 from pipeline.lengths import Lengths, merge
+from pipeline.writer import write_atomically, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,15 +55,10 @@ def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
         panel.set_xlim(max(int(everything.length[0]), 1) / 1.1, max(longest, 2) * 1.1)
         panel.xaxis.set_major_formatter(lambda value, position: _short(value))
         panel.grid(alpha=0.3)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=100)
-    except OSError as error:
-        raise StoreError(
-            "cannot write the picture", where=out, found=error, remedy="choose another --plot"
-        ) from error
-    finally:
-        plt.close(figure)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100, format=out.suffix[1:].lower())
+    plt.close(figure)
+    write_atomically(out, partial(write_bytes, data=drawn.getvalue()))
 
 
 def _histogram(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,7 +12,7 @@ from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError, StoreError
 from pipeline.inputs import find_files
-from pipeline.writer import write_atomically
+from pipeline.writer import write_atomically, write_bytes
 
 END_OF_DOCUMENT = "<|endoftext|>"
 LEAST_SIZE = 257
@@ -68,7 +69,7 @@ def train_tokenizer(
             where=", ".join([*inputs, *(path for _, path in sources)][:3]),
             remedy="check the input and --text-field",
         )
-    write_atomically(out, lambda path: tokenizer.save(str(path)))
+    write_atomically(out, partial(write_bytes, data=tokenizer.to_str(pretty=True).encode()))
     return tokenizer
 
 

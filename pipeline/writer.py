@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -38,10 +39,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "cannot write",
             where=path,
             found=error,
-            remedy="make room or choose another place; the same command goes on where it stopped",
+            remedy="make room or choose another place, then the same command again",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk: the error is raised already
+            temporary.unlink(missing_ok=True)
 
 
 def _upload(path: Path, write: Callable[[Path], None]) -> None:

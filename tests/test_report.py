@@ -78,6 +78,7 @@ def test_a_picture_of_one_document_and_of_one_that_cannot_be_written(tmp_path):
     sources = lengths_of_sources(Store.open(tmp_path / "one"))
     draw_lengths(sources, tmp_path / "one.svg", "one")
     assert "<svg" in (tmp_path / "one.svg").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ""] == ["one.svg"]
     with pytest.raises(ConfigError, match="kind of picture"):
         draw_lengths(sources, tmp_path / "one.xyz", "one")
 

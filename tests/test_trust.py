@@ -16,10 +16,12 @@ from corpora import bytes_of, options, tokenizer_of, write_jsonl
 
 from pipeline import build as b
 from pipeline.cli import main
+from pipeline.documents import Reading
 from pipeline.errors import SlwError, StoreError
 from pipeline.format import Manifest
 from pipeline.reader import Store
 from pipeline.verify import verify
+from pipeline.vocabulary import train_tokenizer
 
 TEXTS = [f"tale {i}: " + "of ships, naïve cafés and 😀 " * (i % 11) for i in range(40)]
 
@@ -224,6 +226,8 @@ def test_a_read_only_target_is_named_and_a_finished_store_there_can_be_read_and_
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
         with pytest.raises(StoreError, match=r"cannot write here[\s\S]*Read-only[\s\S]*--out"):
             b.build(asked(corpus, tmp_path / "disk/other"))
+        with pytest.raises(StoreError, match=r"cannot write[\s\S]*where: .*disk/t\.json"):
+            train_tokenizer((str(corpus[0]),), tmp_path / "disk/t.json", vocab_size=300, reading=Reading())
         assert b.build(asked(corpus, tmp_path / "disk/s")).already_built
         assert verify(tmp_path / "disk/s") == []
         assert len(Store.open(tmp_path / "disk/s").document(0)) > 1
