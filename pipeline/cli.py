@@ -146,6 +146,8 @@ def tokenizer(out: Path, vocab_size: int, as_json: bool, **options: Any) -> None
         seen[1] += size
 
     trained = train_tokenizer(out=out, vocab_size=vocab_size, on_document=count, **options)
+    if trained.get_vocab_size() < vocab_size:
+        click.echo("note: fewer tokens than asked: the corpus has no more pairs of letters to join", err=True)
     facts = {"out": str(out), "vocab_size": trained.get_vocab_size(), "eod": END_OF_DOCUMENT, "documents": seen[0]}
     if as_json:
         echo_json(facts)

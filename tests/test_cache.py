@@ -113,6 +113,12 @@ def test_every_command_takes_a_url(corpus, bucket, tmp_path):
     assert ask(main, "show", url, "--document", 3)["text"].endswith("<|endoftext|>")
     assert ask(main, "finalize", url)["tokens"] == built["tokens"]
     b.build(asked(corpus, tmp_path / "s"))
+    for command in (("pack", "--seqlen", 16), ("export", "--format", "hf"), ("export", "--format", "megatron")):
+        for name, store in (("here", tmp_path / "s"), ("s3", url)):
+            ask(
+                main, command[0], store, *command[1:], "--out", tmp_path / f"out-{name}" / "-".join(map(str, command))
+            )
+    assert bytes_of(tmp_path / "out-s3") == bytes_of(tmp_path / "out-here")
     losses = []
     for name, store in (("here", tmp_path / "s"), ("s3", url)):
         toml = tmp_path / f"{name}.toml"
