@@ -26,7 +26,9 @@ CHANGES = {
     "curriculum__seqlen_end": 24,
     "curriculum__duration_steps": None,
     "curriculum__patience": 2,
-    "run__validate_every_steps": 4,
+    "batch__global_batch_sequences": 6,
+    "batch__micro_batch_tokens": 144,
+    "run__validate_every_steps": 3,
     "run__validation_tokens": 50,
 }
 NOTCHES = st.builds(
