@@ -1,10 +1,9 @@
 """The examples of docs/integrate.md, run as they stand with the real libraries: every token once, exact resume."""
 
-import contextlib
 import functools
 import os
 import re
-import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -139,17 +138,27 @@ def test_the_three_examples_end_with_the_same_weights(run):
 
 
 def launch(folder, script):
-    """Run `script` on two ranks; nothing is left running, whatever happens."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    both = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    """Run `script` on two ranks, with what torchrun sets; nothing is left running, whatever happens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script],
+            cwd=folder,
+            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
     try:
-        output, _ = both.communicate(timeout=120)
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(both.pid, signal.SIGKILL)
-    assert both.returncode == 0, output[-5000:]
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-5000:]
 
 
 @pytest.mark.parametrize("name", NAMES)
