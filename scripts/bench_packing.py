@@ -2,8 +2,10 @@
 
     taskset -c 0 python scripts/bench_packing.py [--peer-python PYTHON]
 
-Prints one JSON line. The lengths are lognormal(6.0, 1.1) tokens, cut off at `seqlen`, so that packers without cuts
-can place them all; every packer gets the same ones. Rates are lengths a second, the fastest of some runs.
+Prints one JSON line. First ours over whole documents, longer ones than a row among them as in a store
+(`documents_m_pieces_per_s`), then beside the peers. There the lengths are lognormal(6.0, 1.1) tokens, cut off at
+`seqlen`, so that packers without cuts can place them all; every packer gets the same ones. Rates are lengths a
+second, the fastest of some runs.
 
 Peers do less: they leave gaps (`unfilled`, the share of padding in rows), where ours fills every row but the last one
 by cutting pieces, and they return lists of items, not arrays of pieces. Peers that are not installed for
@@ -24,13 +26,17 @@ import numpy as np
 
 LENGTHS = 1_000_000
 SEQLENS = (512, 1024, 2048, 8192)
+DOCUMENT_SEQLENS = (64, 256, 1024, 2048)
 PEERS = {"lightbinpack": "lightbinpack", "olmo-core": "ai2-olmo-core", "trl": "trl"}
 """Name here -> distribution."""
 
 
+def documents_of(count: int) -> np.ndarray:
+    return np.random.default_rng(1).lognormal(6.0, 1.1, count).astype(np.int64) + 1
+
+
 def lengths_of(seqlen: int, count: int) -> np.ndarray:
-    drawn = np.random.default_rng(1).lognormal(6.0, 1.1, count).astype(np.int64) + 1
-    return np.minimum(drawn, seqlen)
+    return np.minimum(documents_of(count), seqlen)
 
 
 def fastest(call: Callable[[], Any], runs: int) -> tuple[float, Any]:
@@ -51,6 +57,15 @@ def ours(seqlen: int, runs: int) -> dict[str, Any]:
     seconds, packed = fastest(lambda: pack(lengths, seqlen), runs)
     unfilled = packed.padding(seqlen) / (packed.sequences * seqlen)
     return rated(seconds, LENGTHS, unfilled, len(packed.document) - LENGTHS)
+
+
+def ours_of_documents(seqlen: int, runs: int) -> float:
+    """Million pieces a second."""
+    from pipeline.packing import pack
+
+    lengths = documents_of(LENGTHS)
+    seconds, packed = fastest(lambda: pack(lengths, seqlen), runs)
+    return round(len(packed.document) / seconds / 1e6, 1)
 
 
 def lightbinpack(seqlen: int, runs: int) -> dict[str, Any]:
@@ -120,6 +135,8 @@ def main() -> None:
         print(json.dumps({"version": metadata.version(PEERS[asked.only]), **found}))
         return
     line: dict[str, Any] = {"subject": "packing", "lengths": LENGTHS, "cores": len(os.sched_getaffinity(0))}
+    ours(512, 1)  # compiles
+    line["documents_m_pieces_per_s"] = {n: ours_of_documents(n, asked.runs) for n in DOCUMENT_SEQLENS}
     for seqlen in asked.seqlens:
         results: dict[str, Any] = {"slw": ours(seqlen, asked.runs)}
         for name in PEERS:
