@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,23 +24,15 @@ from pipeline.reader import Store
 from train import checkpoint
 from train.config import Config
 from train.data import micro_batches
+from train.folder import CONFIG_NAME, check_folder, write_config
 from train.metrics import MetricsFile
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
+from train.signals import Signals
 from train.stability import LossRatio, adam_variance
 
-CONFIG_NAME = "config.json"
 Saved = tuple[Path, dict[str, Any]]
 """Folder and state of a checkpoint."""
-FREE_KEYS = {
-    "run.dir",
-    "run.device",
-    "run.checkpoint_every_steps",
-    "run.keep_checkpoints",
-    "run.validate_every_steps",
-}
-"""What may differ at a resume without changing the run."""
-SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")
 
 
 @dataclass
@@ -196,14 +185,14 @@ def run(
     folder = config.run.dir
     if force and (folder / CONFIG_NAME).exists():
         shutil.rmtree(folder)
-    _check_folder(folder, config, change_schedule)
+    check_folder(folder, config, change_schedule)
     saved = checkpoint.load_latest(folder, warn)
     resumed = saved is not None
     this = Run(config, warn, saved)
     if saved:
         this.resume(saved, change_schedule)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_config(folder, config)
+    write_config(folder, config)
     metrics = MetricsFile(folder, keep_until_step=this.at.step if resumed else -1)
     if resumed:
         warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
@@ -223,7 +212,7 @@ def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float 
     validation = this.validate() if not resumed or this.at.step >= total_steps else None
     if not resumed and validation is not None:
         metrics.write({"step": 0, "tokens_seen": 0, "elapsed_s": 0.0, "validation_loss": validation})
-    with _Signals() as signals, ProgressLine("training", total_steps) as progress:
+    with Signals() as signals, ProgressLine("training", total_steps) as progress:
         started = time.perf_counter()
         for batch in this.loader:
             line = _step(this, batch, started)
@@ -295,61 +284,3 @@ def _device(name: str) -> torch.device:
             "no such device", found=f"run.device = {name}: {error}", allowed="auto, cpu, cuda"
         ) from error
     return device
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    data = config.model_dump(mode="json")
-    pairs = ((section, value if isinstance(value, dict) else {"": value}) for section, value in data.items())
-    return {f"{section}.{key}".rstrip("."): value for section, part in pairs for key, value in part.items()}
-
-
-def _check_folder(folder: Path, config: Config, change_schedule: bool) -> None:
-    """Raise RunError where the folder holds a run with other settings."""
-    path = folder / CONFIG_NAME
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(
-                "the run folder is not empty and holds no run", where=folder, remedy="choose another run.dir"
-            )
-        return
-    there, asked = json.loads(path.read_bytes()), _flat(config)
-    keys = [key for key in asked if there.get(key) != asked[key] and key not in FREE_KEYS]
-    if change_schedule:
-        keys = [key for key in keys if not key.startswith(SCHEDULE_KEYS)]
-    if keys:
-        scheduled = all(key.startswith(SCHEDULE_KEYS) for key in keys)
-        remedy = "choose another run.dir, or start over: --force"
-        raise RunError(
-            "the run folder holds a run with other settings",
-            where=folder,
-            found="; ".join(f"{key}: {there.get(key)} there, {asked[key]} asked" for key in keys),
-            remedy=remedy + ("; or change its schedule from here on: --reschedule" if scheduled else ""),
-        )
-
-
-def _write_config(folder: Path, config: Config) -> None:
-    temporary = folder / f".{CONFIG_NAME}.partial"
-    temporary.write_text(json.dumps(_flat(config), indent=1))
-    temporary.replace(folder / CONFIG_NAME)
-
-
-class _Signals:
-    """SIGINT and SIGTERM end the run after the current step; a second SIGINT at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True

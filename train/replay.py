@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
 from train.config import Config, load_config, parse_config
-from train.loop import CONFIG_NAME
+from train.folder import CONFIG_NAME
 
 
 def config_of_run(run: Path) -> Config:
