@@ -22,8 +22,8 @@ def test_overrides_by_full_name_or_by_unique_last_part(toml):
 
 
 def test_a_preset_gives_what_is_not_said(toml):
-    assert load_config(toml, ["model.preset=gpt2-355m"]).model.layers == 2
-    toml.write_text(as_toml({**settings_of("store", "runs/a"), "model": {"preset": "gpt2-355m"}}))
+    assert load_config(toml, ["model.preset=gpt2-350m"]).model.layers == 2
+    toml.write_text(as_toml({**settings_of("store", "runs/a"), "model": {"preset": "gpt2-350m"}}))
     assert load_config(toml).model.heads == 16
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config import ModelConfig
+from train.config import PRESETS, ModelConfig
 from train.model import GPT2, document_mask
 
 CONFIG = {"layers": 2, "width": 32, "heads": 2}
@@ -76,7 +76,27 @@ def test_the_loss_is_a_sum_over_targets_only():
     assert whole.item() / 32 == pytest.approx(4.85, abs=0.3)  # log of the padded vocabulary
 
 
-def test_size_of_gpt2_124m():
+PUBLISHED = {  # GPT-2: exactly, as the checkpoints that OpenAI released; GPT-3: as its paper rounds
+    "gpt2-124m": (1024, 124_439_808, 0),
+    "gpt2-350m": (1024, 354_823_168, 0),
+    "gpt2-774m": (1024, 774_030_080, 0),
+    "gpt2-1.5b": (1024, 1_557_611_200, 0),
+    "gpt3-125m": (2048, 125e6, 1e6),
+    "gpt3-350m": (2048, 350e6, 10e6),
+    "gpt3-760m": (2048, 760e6, 5e6),
+    "gpt3-1.3b": (2048, 1.3e9, 20e6),
+}
+
+
+def test_every_published_preset_has_its_size_in_a_test():
+    assert PUBLISHED.keys() == {name for name in PRESETS if name not in ("gpt2-nano", "gpt2-micro")}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_presets_have_the_published_numbers_of_parameters(preset):
+    context, published, rounding = PUBLISHED[preset]
+    config = ModelConfig(preset=preset)
     with torch.device("meta"):
-        net = GPT2(ModelConfig(preset="gpt2-124m"), 50_257, 1024)
-    assert sum(p.numel() for p in net.parameters()) == 124_439_808 + (50_304 - 50_257) * 768
+        net = GPT2(config, 50_257, context)
+    padding = (50_304 - 50_257) * config.width
+    assert sum(p.numel() for p in net.parameters()) - padding == pytest.approx(published, abs=rounding)

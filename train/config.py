@@ -28,10 +28,20 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-nano": {"layers": 3, "width": 128, "heads": 4},
     "gpt2-micro": {"layers": 6, "width": 256, "heads": 8},
     "gpt2-124m": {"layers": 12, "width": 768, "heads": 12},
-    "gpt2-355m": {"layers": 24, "width": 1024, "heads": 16},
+    "gpt2-350m": {"layers": 24, "width": 1024, "heads": 16},
     "gpt2-774m": {"layers": 36, "width": 1280, "heads": 20},
     "gpt2-1.5b": {"layers": 48, "width": 1600, "heads": 25},
+    "gpt3-125m": {"layers": 12, "width": 768, "heads": 12},
+    "gpt3-350m": {"layers": 24, "width": 1024, "heads": 16},
+    "gpt3-760m": {"layers": 24, "width": 1536, "heads": 16},
+    "gpt3-1.3b": {"layers": 24, "width": 2048, "heads": 16},
 }
+"""Shapes of GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020, arXiv 2005.14165, table 2.1).
+
+The table gives the 1.3B model 24 heads of 128 in a width of 2048, which do not fit: 16 do. A model has as many
+positions as the longest length of its schedule; GPT-2 was published with 1024, GPT-3 with 2048: for that write
+`curriculum.seqlen_end = 2048`. GPT-3's alternating sparse attention is not there.
+"""
 
 
 class Section(BaseModel):
