@@ -1,5 +1,6 @@
 """The loop: metrics true to the schedule, and a killed run ends with the very weights of one that was not."""
 
+import gc
 import json
 import os
 import signal
@@ -150,6 +151,65 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, whole, tm
         (broken / "state.json").write_text("{")
     with pytest.raises(RunError, match="every checkpoint is damaged"):
         loop.run(config_of(store, folder), warn=quiet)
+
+
+def test_figures_fetched_seldom_are_the_same_lines(store, whole, tmp_path):
+    for every in (3, 1000):
+        folder = tmp_path / str(every)
+        loop.run(config_of(store, folder, run__log_every_steps=every), warn=fail)
+        assert_equal_runs(folder, whole)
+
+
+def test_a_kill_between_fetches_loses_no_line(store, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "killed"
+    update = loop.Run.update
+
+    def killed(self, batch):
+        if batch.step == 19:  # after the checkpoint of step 14 and the validation of step 10
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    monkeypatch.setattr(loop.Run, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(config_of(store, folder, run__log_every_steps=1000), warn=fail)
+    assert [line["step"] for line in read_metrics(folder)] == list(range(15))
+    monkeypatch.undo()
+    loop.run(config_of(store, folder, run__log_every_steps=4), warn=quiet)
+    assert_equal_runs(folder, whole)
+
+
+def test_times_of_an_interval_are_spread_over_its_steps_by_tokens(store, tmp_path):
+    folder = tmp_path / "timed"
+    loop.run(config_of(store, folder, run__log_every_steps=5, run__checkpoint_every_steps=5), warn=fail)
+    lines = [line for line in read_metrics(folder) if "loss" in line]
+    assert len({line["tokens_per_s"] for line in lines[:5]}) == 1
+    took = np.diff([0.0] + [line["elapsed_s"] for line in lines[:5]])
+    tokens = np.diff([0] + [line["tokens_seen"] for line in lines[:5]])
+    assert took == pytest.approx(tokens / lines[0]["tokens_per_s"], abs=2e-4)
+
+
+def test_a_step_asks_the_device_for_nothing(store, tmp_path):
+    """Tensors of the device "meta" have no values: whatever would wait for one raises."""
+    config = config_of(store, tmp_path / "none", run__device="meta", model__mask="causal")
+    this = loop.Run(config, quiet)
+    for _ in range(2):
+        this.step(next(this.loader))
+    this.loader.close()
+    with pytest.raises(NotImplementedError, match="meta"):
+        this.fetch()
+
+
+def test_the_garbage_collector_is_off_while_training_and_as_before_after_it(store, tmp_path, monkeypatch):
+    update, seen = loop.Run.update, set()
+
+    def watched(self, batch):
+        seen.add(gc.isenabled())
+        return update(self, batch)
+
+    monkeypatch.setattr(loop.Run, "update", watched)
+    loop.run(config_of(store, tmp_path / "run", run__epochs=None, run__total_tokens=100), warn=fail)
+    assert seen == {False}
+    assert gc.isenabled()
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path):

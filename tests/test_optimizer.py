@@ -8,7 +8,7 @@ import torch
 from train.config import ModelConfig, OptimizerConfig
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
-from train.stability import LossRatio, adam_variance
+from train.stability import LossRatio, adam_variance, named_variance
 
 
 def test_biases_norms_and_positions_do_not_decay():
@@ -37,10 +37,12 @@ def test_the_rate_warms_up_by_steps_and_decays_by_tokens():
 def test_adam_variance_equals_the_slow_sum_and_names_the_largest():
     net = GPT2(ModelConfig(layers=1, width=16, heads=1), 50, 8)
     optimizer = make_optimizer(net, OptimizerConfig())
-    assert adam_variance(net, optimizer)["variance_l1"] == 0
+    assert adam_variance(net, optimizer) == {}
+    assert named_variance({}, net, optimizer)["variance_l1"] == 0
     net.loss(torch.randint(0, 50, (2, 8)), torch.arange(8).expand(2, 8), torch.randint(0, 50, (2, 8))).backward()
     optimizer.step()
-    found = adam_variance(net, optimizer)
+    figures = {name: float(value) for name, value in adam_variance(net, optimizer).items()}
+    found = named_variance(figures, net, optimizer)
     roots = {name: optimizer.state[p]["exp_avg_sq"].sqrt() for name, p in net.named_parameters()}
     assert found["variance_l1"] == pytest.approx(sum(float(r.sum()) for r in roots.values()), rel=1e-5)
     assert found["variance_max"] == pytest.approx(max(float(r.max()) for r in roots.values()), rel=1e-6)

@@ -166,6 +166,8 @@ class RunConfig(Section):
     validate_every_steps: int = Field(250, ge=1)
     validation_tokens: int = Field(200_000, ge=1)
     """Most held-out tokens of one validation, rounded up to whole batches."""
+    log_every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Figures leave the device once in so many steps; a line a step all the same. "auto": cuda 10, cpu 1."""
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

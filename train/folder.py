@@ -16,6 +16,7 @@ FREE_KEYS = {
     "run.checkpoint_every_steps",
     "run.keep_checkpoints",
     "run.validate_every_steps",
+    "run.log_every_steps",
 }
 """What may differ at a resume without changing the run."""
 SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")

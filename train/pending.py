@@ -1,0 +1,70 @@
+"""Figures of steps that are done, left on the device until a fetch takes those of many steps in one transfer.
+
+A step that asked for its own loss would wait for the device, and the device then for the next step. The price: a
+figure is known up to `run.log_every_steps` steps late.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step whose figures are not known yet."""
+
+    facts: dict[str, Any]
+    """What the host knows of it: its step, seqlen, learning rate, ..."""
+    targets: int
+    figures: dict[str, Tensor]
+    """[] each, on the device; the same names at every step."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A step whose figures are known."""
+
+    facts: dict[str, Any]
+    targets: int
+    took_s: float
+    figures: dict[str, float]
+
+
+class Pending:
+    """Steps that wait for a fetch, and the clock of training.
+
+    The device is asked nothing between two fetches, so nobody knows what one step took: the time between them is
+    spread over the steps by their targets, and tokens/s are those of the whole interval.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Done] = []
+        self._since = time.perf_counter()
+
+    def add(self, step: Done) -> None:
+        """Remember a step."""
+        self._steps.append(step)
+
+    def fetch(self) -> list[Fetched]:
+        """Wait for the device, and take all that waits."""
+        steps, self._steps = self._steps, []
+        if not steps:
+            return []
+        flat = torch.stack([figure.float() for step in steps for figure in step.figures.values()])
+        rows = flat.view(len(steps), -1).tolist()
+        took = time.perf_counter() - self._since
+        self.restart_clock()
+        a_target = took / max(sum(step.targets for step in steps), 1)
+        return [
+            Fetched(step.facts, step.targets, a_target * step.targets, dict(zip(step.figures, row, strict=True)))
+            for step, row in zip(steps, rows, strict=True)
+        ]
+
+    def restart_clock(self) -> None:
+        """What went by since the last fetch was not training."""
+        self._since = time.perf_counter()

@@ -1,0 +1,221 @@
+"""What lives as long as a run: data, model, optimizer, where it is; one update, one validation, one checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curriculum.adaptive import Calm
+from curriculum.batch import Batch
+from curriculum.schedule import Schedule
+from pipeline.errors import ConfigError, RunError
+from pipeline.reader import Store
+from train import checkpoint
+from train.config import Config
+from train.data import micro_batches
+from train.model import GPT2
+from train.optimizer import learning_rate, make_optimizer
+from train.pending import Done, Pending
+from train.stability import LossRatio, adam_variance, named_variance
+from train.validation import validation_loss
+
+Saved = tuple[Path, dict[str, Any]]
+"""Folder and state of a checkpoint."""
+
+
+@dataclass
+class Progressed:
+    """Where a run is; kept in checkpoints."""
+
+    step: int = 0
+    """Updates done."""
+    tokens_seen: int = 0
+    elapsed_s: float = 0.0
+    """Training alone, without validation and checkpoints; as of the last fetch."""
+
+
+class Run:
+    """Everything that lives as long as a run."""
+
+    def __init__(self, config: Config, warn: Callable[[str], None], saved: Saved | None = None) -> None:
+        self.config = config
+        self.warn = warn
+        self.store = Store.open(config.store)
+        self.loader = config.loader(self.store)
+        self.schedule: Schedule = self.loader.schedule
+        self.device = _device(config.run.device)
+        torch.manual_seed(config.run.seed)
+        positions = saved[1]["positions"] if saved else self.schedule.max_seqlen
+        if self.schedule.max_seqlen > positions:
+            raise RunError(
+                "the schedule is longer than the model that was begun",
+                where=config.run.dir,
+                found=f"sequences of {self.schedule.max_seqlen} tokens",
+                allowed=f"{positions} tokens: so many positions it has",
+                remedy="keep the longest length, or begin another run",
+            )
+        self.model = GPT2(config.model, self.store.manifest.vocab_size, positions).to(self.device)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.at = Progressed()
+        self.ratio = LossRatio()
+        self.pending = Pending()
+        held_out = Store.open(config.store, "validation")
+        self.held_out = held_out if held_out.documents else None
+        if self.held_out is None:
+            warn("the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)")
+        self.notches = self.schedule.notches
+        self.calm = Calm()
+        if self.notches and self.held_out is None:
+            raise ConfigError("an adaptive length follows validation", found="no held-out documents")
+
+    @property
+    def log_every_steps(self) -> int:
+        """How many steps one fetch takes; a device of its own should not be asked at each."""
+        every = self.config.run.log_every_steps
+        return every if isinstance(every, int) else 10 if self.device.type == "cuda" else 1
+
+    def step(self, batch: Batch) -> None:
+        """One update; its figures wait on the device for `fetch`."""
+        at = self.at
+        agreed = (batch.step, batch.seqlen) == (at.step, self.schedule.seqlen(at.step))
+        assert agreed, "batch and schedule disagree"
+        rate = learning_rate(self.config.optimizer, at.step, at.tokens_seen, self.schedule.total_tokens or 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        figures = self.update(batch)
+        at.step += 1
+        at.tokens_seen += batch.targets
+        facts = {
+            "step": at.step,
+            "tokens_seen": at.tokens_seen,
+            "seqlen": batch.seqlen,
+            "sequences": self.schedule.sequences(batch.step),
+            **({"window": batch.window} if batch.window is not None else {}),
+            "lr": rate,
+        }
+        self.pending.add(Done(facts, batch.targets, figures))
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step; asks the device for nothing.
+
+        Returns float32 [] each: `loss` (nats a token), `grad_norm` before clipping, and `adam_variance`'s.
+        """
+        total = torch.zeros((), device=self.device)
+        size, mask = self.config.batch.micro_batch_tokens, self.config.model.mask
+        for ids, positions, labels, spans in micro_batches(batch, size, self.device, mask):
+            with self.autocast():
+                loss = self.model.loss(ids, positions, labels, spans) / batch.targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": total, "grad_norm": norm, **adam_variance(self.model, self.optimizer)}
+
+    def fetch(self) -> list[dict[str, Any]]:
+        """Lines of metrics of the steps since the last fetch.
+
+        Raises RunError where a loss is not finite; a checkpoint follows a fetch, so none holds such weights.
+        """
+        lines = []
+        for done in self.pending.fetch():
+            figures = done.figures
+            variance = named_variance(figures, self.model, self.optimizer)
+            if not math.isfinite(figures["loss"]):
+                raise _not_finite(self.config.run.dir, done.facts["step"], figures, variance)
+            self.at.elapsed_s += done.took_s
+            times = {"elapsed_s": self.at.elapsed_s, "tokens_per_s": done.targets / done.took_s}
+            lines.append(
+                {
+                    **done.facts,
+                    **{name: round(value, 4) for name, value in times.items()},
+                    "loss": figures["loss"],
+                    "loss_ratio": self.ratio.update(figures["loss"]),
+                    "grad_norm": figures["grad_norm"],
+                    **variance,
+                }
+            )
+        return lines
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 matrix products where configured."""
+        dtype = self.config.run.dtype
+        if dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda"):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def validate(self) -> float | None:
+        """Loss in nats a token at full length on held-out documents, always the same ones; None without any."""
+        if self.held_out is None:
+            return None
+        seqlen = self.schedule.max_seqlen
+        rows = max(1, self.config.batch.micro_batch_tokens // seqlen)
+        return validation_loss(self._loss, self.held_out, seqlen, rows, self.config.run.validation_tokens)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Sum of the losses of a batch that is one micro-batch."""
+        ((ids, positions, labels, _),) = micro_batches(batch, batch.labels.size, self.device)
+        with self.autocast():
+            return self.model.loss(ids, positions, labels)
+
+    def adapt(self, validation: float) -> int | None:
+        """The length from the next step on, where `validation` has raised it."""
+        if self.notches is None or self.at.step >= self.schedule.total_steps:
+            return None
+        seqlen = self.schedule.seqlen(self.at.step)
+        raised = self.calm.observe(validation, seqlen, self.notches)
+        if raised == seqlen:
+            return None
+        self.loader.change_schedule(self.loader.order.asked[-1][1].raised_to(raised))
+        self.schedule = self.loader.schedule
+        return raised
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        state = {
+            "progressed": asdict(self.at),
+            "loss_ratio": asdict(self.ratio),
+            "calm": asdict(self.calm),
+            "positions": self.model.positions.num_embeddings,
+            "loader": self.loader.state_dict(),
+        }
+        run = self.config.run
+        checkpoint.save(run.dir, self.at.step, self.model, self.optimizer, state, run.keep_checkpoints)
+
+    def resume(self, saved: Saved, change_schedule: bool) -> None:
+        """Go on from a checkpoint."""
+        folder, state = saved
+        self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
+        self.schedule = self.loader.schedule
+        checkpoint.restore(folder, state, self.model, self.optimizer)
+        self.at = Progressed(**state["progressed"])
+        self.ratio = LossRatio(**state["loss_ratio"])
+        self.calm = Calm(**state["calm"])
+
+
+def _not_finite(folder: Path, step: int, figures: dict[str, float], variance: dict[str, Any]) -> RunError:
+    largest = variance["variance_argmax"] or "none"
+    return RunError(
+        "the loss is not finite any more",
+        where=f"{folder}, step {step}",
+        found=f"loss {figures['loss']}, gradient norm {figures['grad_norm']}, largest Adam variance in {largest}",
+        remedy="lower optimizer.lr, or lengthen the warmup: optimizer.warmup_steps, curriculum.duration_steps",
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "no such device", found=f"run.device = {name}: {error}", allowed="auto, cpu, cuda"
+        ) from error
+    return device
