@@ -110,3 +110,36 @@ def test_every_section_is_known():
         "optimizer",
         "run",
     }
+
+
+def test_a_file_is_laid_over_its_base_key_by_key(toml, tmp_path):
+    (tmp_path / "arms").mkdir()
+    hot = tmp_path / "arms" / "hot.toml"
+    hot.write_text('base = "../run.toml"\n[optimizer]\nlr = 0.5\n[run]\ntotal_tokens = 640\n')
+    hotter = tmp_path / "hotter.toml"
+    hotter.write_text('base = "arms/hot.toml"\n[optimizer]\nlr = 0.7\n')
+    below, laid = load_config(toml), load_config(hotter, ["seed=5"])
+    assert (laid.optimizer.lr, laid.optimizer.warmup_steps) == (0.7, below.optimizer.warmup_steps)
+    assert (laid.run.total_tokens, laid.run.epochs, laid.run.seed) == (640, None, 5)
+    assert load_config(hot).optimizer.lr == 0.5
+    assert (laid.model, laid.curriculum, laid.batch) == (below.model, below.curriculum, below.batch)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ('"none.toml"', r"no config file[\s\S]*none.toml[\s\S]*relative to the folder of .*arm.toml"),
+        ('"arm.toml"', "its own base"),
+        ('"loop.toml"', r"its own base[\s\S]*arm.toml -> .*loop.toml -> .*arm.toml"),
+        ("3", "names a TOML file"),
+        ('"broken.toml"', r"not TOML[\s\S]*broken.toml"),
+        ('"run.toml"\n[optimizer]\nlrr = 1', r"unknown key[\s\S]*arm.toml on .*run.toml[\s\S]*optimizer.lr\b"),
+    ],
+)
+def test_a_bad_base_is_named(toml, tmp_path, base, message):
+    (tmp_path / "loop.toml").write_text('base = "arm.toml"')
+    (tmp_path / "broken.toml").write_text("base = ")
+    arm = tmp_path / "arm.toml"
+    arm.write_text(f"base = {base}")
+    with pytest.raises(ConfigError, match=message):
+        load_config(arm)

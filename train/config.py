@@ -16,14 +16,8 @@ from curriculum.schedule import Schedule
 from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
+from train.layers import make_room, read_layers
 
-ONE_OF = (
-    {"run.total_tokens", "run.epochs"},
-    {"batch.global_batch_sequences", "batch.global_batch_tokens"},
-    {"curriculum.duration_steps", "curriculum.duration_tokens", "curriculum.window_rate"},
-    {"curriculum.boundaries", "curriculum.boundaries_tokens"},
-)
-"""Of each one is given: an override takes the place of whichever the file has."""
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2-nano": {"layers": 3, "width": 128, "heads": 4},
     "gpt2-micro": {"layers": 6, "width": 256, "heads": 8},
@@ -229,25 +223,18 @@ class Config(Section):
 def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str, Any] | None = None) -> Config:
     """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`; `curriculum` takes [curriculum]'s place.
 
+    A file may say `base = "other.toml"`, relative to its own folder: its keys replace those there, one by one.
     `key=` takes a key away. Raises ConfigError: no such file, no TOML, an unknown key, a value that is not allowed,
     or values that do not make a schedule together.
     """
-    if not path.is_file():
-        raise ConfigError("no config file here", where=path, remedy="scripts/demo-slw.toml is one to start from")
-    try:
-        data = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("not TOML", where=path, found=error) from error
-    where = str(path)
+    data, files = read_layers(path)
+    where = " on ".join(map(str, files))
     if curriculum is not None:
         data["curriculum"] = curriculum
     given = [_override(data, override) for override in overrides]
-    for group in ONE_OF:
-        for key in group.difference(given) if group.intersection(given) else ():
-            section, _, leaf = key.partition(".")
-            data.get(section, {}).pop(leaf, None)
+    make_room(data, set(given))
     if given:
-        where = f"{path} and the command line"
+        where = f"{where} and the command line"
     config = parse_config(data, where=where)
     try:
         config.schedule()

@@ -1,0 +1,62 @@
+"""A config file laid over another: `base = "base.toml"` at its top, relative to its own folder.
+
+Keys replace the base's one by one, tables are gone into; a base may have a base. So what an arm of an experiment
+changes is all that its file says.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+ONE_OF = (
+    {"run.total_tokens", "run.epochs"},
+    {"batch.global_batch_sequences", "batch.global_batch_tokens"},
+    {"curriculum.duration_steps", "curriculum.duration_tokens", "curriculum.window_rate"},
+    {"curriculum.boundaries", "curriculum.boundaries_tokens"},
+)
+"""Of each one is given: what is laid over a file, or overrides it, takes the place of whichever the file has."""
+
+
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """The tables of a TOML file laid over those of its base; and the files, this one first.
+
+    `above`: the files that led here. Raises ConfigError: no such file, no TOML, a file that is its own base.
+    """
+    if not path.is_file():
+        remedy = f"`base` is relative to the folder of {above[-1]}" if above else "scripts/demo-slw.toml is one"
+        raise ConfigError("no config file here", where=path, remedy=remedy)
+    if any(path.samefile(file) for file in above):
+        raise ConfigError("a config is its own base", where=path, found=" -> ".join(map(str, (*above, path))))
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("not TOML", where=path, found=error) from error
+    base = data.pop("base", None)
+    if base is None:
+        return data, [path]
+    if not isinstance(base, str):
+        raise ConfigError("base names a TOML file", where=path, found=base, allowed='such as base = "base.toml"')
+    below, files = read_layers(path.parent / base, (*above, path))
+    make_room(below, {f"{name}.{key}" for name, table in data.items() if isinstance(table, dict) for key in table})
+    return _laid_over(below, data), [path, *files]
+
+
+def make_room(data: dict[str, Any], given: set[str]) -> None:
+    """Take out of `data` the keys in whose place another of ONE_OF is given."""
+    for group in ONE_OF:
+        for key in group - given if group & given else ():
+            section, _, leaf = key.partition(".")
+            if isinstance(table := data.get(section), dict):
+                table.pop(leaf, None)
+
+
+def _laid_over(below: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **data}
+    for key in below.keys() & data.keys():
+        if isinstance(below[key], dict) and isinstance(data[key], dict):
+            merged[key] = _laid_over(below[key], data[key])
+    return merged
