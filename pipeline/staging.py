@@ -25,14 +25,14 @@ def check_free(out: Path, *, marker: str, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
-        raise StoreError("the output exists", where=out, remedy="choose another --out, or replace it: --force")
+        raise StoreError("the output exists", where=out, remedy="choose another place, or replace it: --force")
     if not (out / marker).is_file():
         found = "a file" if out.is_file() else f"a folder without {marker}"
         raise StoreError(
             "the output is something else: --force leaves it alone",
             where=out,
             found=found,
-            remedy="choose another --out",
+            remedy="choose another place",
         )
 
 
@@ -48,7 +48,7 @@ def new_folder(out: Path, *, marker: str, force: bool = False) -> Iterator[Path]
         staging.mkdir(parents=True, exist_ok=True)
         handle = os.open(staging, os.O_RDONLY)
     except OSError as error:
-        raise StoreError("cannot write here", where=out, found=error, remedy="choose another --out") from error
+        raise StoreError("cannot write here", where=out, found=error, remedy="choose another place") from error
     try:
         _lock(handle, out)
         for path in staging.iterdir():

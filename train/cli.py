@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.command import Group, echo_json
+from pipeline.command import FORCE, Group, echo_json
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -221,3 +221,27 @@ def sample(run: Path, prompt: str, tokens: int, temperature: float, top_k: int, 
         echo_json({"run": str(run), "prompt": prompt, "text": text})
     else:
         click.echo(text)
+
+
+@main.command()
+@RUN
+@click.option("--hf", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--checkpoint", "step", type=int, help="After so many updates; default: the newest.")
+@FORCE
+@JSON
+def export(run: Path, hf: Path, step: int | None, force: bool, as_json: bool) -> None:
+    """Write a run as a Hugging Face folder: GPT2LMHeadModel.from_pretrained(DIR) gives the same logits.
+
+    \b
+    slw-train export runs/slw --hf exported/slw
+    """
+    from train.export import export_hf
+
+    written = export_hf(run, hf, step=step, force=force)
+    if as_json:
+        echo_json(written)
+    else:
+        click.echo(
+            f"{hf}: step {written['step']:,} of {run}, {written['parameters']:,} parameters, "
+            f"{written['vocab_size']:,} tokens, {written['positions']:,} positions"
+        )
