@@ -55,6 +55,15 @@ def test_hugging_face_gives_our_logits_without_the_padding_of_the_vocabulary(run
     assert ours(load_run(run)).std() > 0.1  # a model that learnt something, or any two would be equal
 
 
+def test_scaled_embeddings_are_multiplied_in_and_the_output_layer_untied(tmp_path):
+    config = config_of(tiny_store(tmp_path / "store"), tmp_path / "run", model__init="scaled_embedding")
+    loop.run(config, warn=lambda text: None)
+    export_hf(tmp_path / "run", tmp_path / "hf")
+    torch.testing.assert_close(theirs(tmp_path / "hf"), ours(load_run(tmp_path / "run")), atol=1e-4, rtol=0)
+    with pytest.raises(RunError, match="tie_word_embeddings"):
+        load_hf(tmp_path / "hf")
+
+
 def test_an_export_read_back_has_our_logits_to_the_last_bit(run, exported):
     assert torch.equal(ours(load_hf(exported)), ours(load_run(run)))
 

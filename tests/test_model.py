@@ -100,3 +100,34 @@ def test_presets_have_the_published_numbers_of_parameters(preset):
         net = GPT2(config, 50_257, context)
     padding = (50_304 - 50_257) * config.width
     assert sum(p.numel() for p in net.parameters()) - padding == pytest.approx(published, abs=rounding)
+
+
+@pytest.mark.parametrize("init", ["gpt2", "small", "scaled_embedding"])
+def test_initial_deviations_are_those_of_the_papers(init):
+    torch.manual_seed(0)
+    net = GPT2(ModelConfig(layers=3, width=64, heads=2, init=init), 2000, 256)
+    expected = 0.02 if init == "gpt2" else (2 / (5 * 64)) ** 0.5
+    for name, parameter in net.state_dict().items():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif "norm" not in name:
+            adds = name.endswith(("attention.out.weight", "down.weight"))
+            assert float(parameter.std()) == pytest.approx(expected / (6**0.5 if adds else 1), rel=0.05), name
+
+
+def test_a_scaled_embedding_multiplies_what_enters_the_blocks_and_nothing_else():
+    nets = {}
+    for init in ("small", "scaled_embedding"):
+        torch.manual_seed(0)
+        nets[init] = GPT2(ModelConfig(**CONFIG, init=init), 50, 64).eval()
+    entered = {}
+    ids = torch.randint(0, 50, (2, 40))
+    for init, net in nets.items():
+        net.blocks[0].register_forward_pre_hook(lambda _, args, init=init: entered.update({init: args[0]}))
+        with torch.no_grad():
+            net(ids, positions([[40], [40]]))
+    torch.testing.assert_close(entered["scaled_embedding"], entered["small"] * 32**0.5)
+    small, scaled = (net.state_dict() for net in nets.values())
+    assert all(torch.equal(small[name], scaled[name]) for name in small)
+    # the residual stream is of the order of one, as the paper asks
+    assert float(entered["scaled_embedding"].std()) == pytest.approx((2 * 2 / 5) ** 0.5, rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,6 +54,8 @@ class ModelConfig(Section):
     heads: int = Field(0, ge=0)
     mask: Literal["document", "causal"] = "document"
     """"document": attention stays within a piece of a document. "causal": it sees the whole row before it."""
+    init: Literal["gpt2", "small", "scaled_embedding"] = "gpt2"
+    """Deviation of the weights, and whether embeddings are scaled up: `train.model.GPT2`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +72,11 @@ class ModelConfig(Section):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the embedding layer's output is multiplied by."""
+        return math.sqrt(self.width) if self.init == "scaled_embedding" else 1.0
 
 
 PacingName = Literal[
@@ -135,6 +143,10 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 does not clip."""
+    clipping: Literal["norm", "adagc"] = "norm"
+    """"norm": all gradients together by `clip`. "adagc": each tensor by its own history, `clip` while that begins."""
+    clipping_warmup_steps: int = Field(100, ge=1)
+    """Steps after which "adagc" leaves `clip` for the history."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

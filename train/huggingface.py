@@ -72,6 +72,7 @@ def hf_config(shape: Shape) -> dict[str, Any]:
         "n_head": shape.model.heads,
         "n_inner": None,
         **{key: allowed[0] for key, allowed in SAME.items()},
+        "tie_word_embeddings": shape.model.embedding_scale == 1,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
@@ -83,9 +84,16 @@ def hf_config(shape: Shape) -> dict[str, Any]:
 
 
 def to_hf(weights: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """`GPT2.state_dict()` as that of a `GPT2LMHeadModel`: float32, without padding."""
+    """`GPT2.state_dict()` as that of a `GPT2LMHeadModel`: float32, without padding.
+
+    A scale of the embeddings is multiplied in, and the output layer then has weights of its own.
+    """
     renamed = {theirs: weights[ours].to(torch.float32) for ours, theirs in names(shape.model.layers).items()}
     renamed["transformer.wte.weight"] = renamed["transformer.wte.weight"][: shape.vocab_size]
+    if shape.model.embedding_scale != 1:
+        renamed["lm_head.weight"] = renamed["transformer.wte.weight"]
+        for name in ("transformer.wte.weight", "transformer.wpe.weight"):
+            renamed[name] = renamed[name] * shape.model.embedding_scale
     return {name: _turned(name, value) for name, value in renamed.items()}
 
 

@@ -67,14 +67,21 @@ class GPT2(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """GPT-2's: normal of deviation 0.02, scaled down where a block adds to the residual."""
+        """Normal weights, zero biases; smaller by sqrt(2 * layers) where a block adds to the residual, as in GPT-2.
+
+        "gpt2": deviation 0.02. "small": sqrt(2 / (5 C)), the baseline of "Spike No More" (arXiv 2312.16903), after
+        Nguyen and Salazar (arXiv 1910.05895). "scaled_embedding": that, and what the embedding layer puts out is
+        multiplied by sqrt(C), the paper's remedy: a residual stream that is large beside what blocks add keeps
+        gradients small. Not the weights, since the output layer is tied to them.
+        """
+        deviation = 0.02 if self.config.init == "gpt2" else math.sqrt(2 / (5 * self.config.width))
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=deviation)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):
             for layer in (module.attention.out, module.down):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+                nn.init.normal_(layer.weight, std=deviation / math.sqrt(2 * self.config.layers))
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, spans: Tensor | None = None) -> Tensor:
         """Logits [B, L, padded vocabulary] of int64 [B, L] ids and positions.
@@ -90,6 +97,8 @@ class GPT2(nn.Module):
         else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         x = self.tokens(input_ids) + self.positions(position_ids)  # [B, L, C]
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         for block in self.blocks:
             x = block(x, mask)
         return F.linear(self.norm(x), self.tokens.weight)

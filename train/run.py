@@ -18,12 +18,13 @@ from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
+from train.clipping import Clipping
 from train.config import Config
 from train.data import micro_batches
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
 from train.pending import Done, Pending
-from train.stability import LossRatio, adam_variance, named_variance
+from train.stability import AdamVariance, LossRatio
 from train.validation import validation_loss
 
 Saved = tuple[Path, dict[str, Any]]
@@ -64,6 +65,8 @@ class Run:
         self.model = GPT2(config.model, self.store.manifest.vocab_size, positions).to(self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.at = Progressed()
+        self.clipping = Clipping(config.optimizer)
+        self.variance = AdamVariance(self.model, self.optimizer)
         self.ratio = LossRatio()
         self.pending = Pending()
         held_out = Store.open(config.store, "validation")
@@ -105,7 +108,7 @@ class Run:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step; asks the device for nothing.
 
-        Returns float32 [] each: `loss` (nats a token), `grad_norm` before clipping, and `adam_variance`'s.
+        Returns [] each: `loss` (nats a token), `grad_norm` before and `clipped` by `Clipping`, `AdamVariance`'s.
         """
         total = torch.zeros((), device=self.device)
         size, mask = self.config.batch.micro_batch_tokens, self.config.model.mask
@@ -114,10 +117,11 @@ class Run:
                 loss = self.model.loss(ids, positions, labels, spans) / batch.targets
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip or math.inf)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm, clipped = self.clipping.apply(gradients, batch.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm, **adam_variance(self.model, self.optimizer)}
+        return {"loss": total, "grad_norm": norm, "clipped": clipped, **self.variance.measure()}
 
     def fetch(self) -> list[dict[str, Any]]:
         """Lines of metrics of the steps since the last fetch.
@@ -127,9 +131,10 @@ class Run:
         lines = []
         for done in self.pending.fetch():
             figures = done.figures
-            variance = named_variance(figures, self.model, self.optimizer)
+            variance = self.variance.named(figures)
             if not math.isfinite(figures["loss"]):
                 raise _not_finite(self.config.run.dir, done.facts["step"], figures, variance)
+            ratio = self.ratio.update(figures["loss"], done.facts["seqlen"])
             self.at.elapsed_s += done.took_s
             times = {"elapsed_s": self.at.elapsed_s, "tokens_per_s": done.targets / done.took_s}
             lines.append(
@@ -137,8 +142,10 @@ class Run:
                     **done.facts,
                     **{name: round(value, 4) for name, value in times.items()},
                     "loss": figures["loss"],
-                    "loss_ratio": self.ratio.update(figures["loss"]),
+                    "loss_ratio": ratio.own,
+                    "loss_ratio_overall": ratio.overall,
                     "grad_norm": figures["grad_norm"],
+                    "clipped": figures["clipped"],
                     **variance,
                 }
             )
@@ -181,7 +188,8 @@ class Run:
         """Write a checkpoint of this moment."""
         state = {
             "progressed": asdict(self.at),
-            "loss_ratio": asdict(self.ratio),
+            "loss_ratio": self.ratio.state_dict(),
+            "clipping": self.clipping.state_dict(),
             "calm": asdict(self.calm),
             "positions": self.model.positions.num_embeddings,
             "loader": self.loader.state_dict(),
@@ -196,7 +204,8 @@ class Run:
         self.schedule = self.loader.schedule
         checkpoint.restore(folder, state, self.model, self.optimizer)
         self.at = Progressed(**state["progressed"])
-        self.ratio = LossRatio(**state["loss_ratio"])
+        self.ratio = LossRatio.from_state(state["loss_ratio"])
+        self.clipping.load_state_dict(state["clipping"], self.device)
         self.calm = Calm(**state["calm"])
 
 

@@ -1,9 +1,14 @@
-"""How stable training is: the loss ratio and Adam's variance (arXiv 2108.06084, section 3)."""
+"""How stable training is, step by step; `docs/stability.md` says how to read it.
+
+The measures are those of the SLW paper (arXiv 2108.06084, section 3) and of its code. All but the loss ratio are
+made on the device, and nothing here waits for it: who wants numbers fetches them when it suits.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,49 +16,94 @@ from torch import Tensor, nn
 
 SPIKE_RATIO = 1.2
 """A loss ratio above this counts as a spike."""
+ROOTS_AT_ONCE = 1 << 25
+"""Elements of v whose roots are held at once, or one tensor: 128 MiB."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The loss ratios of one step."""
+
+    own: float
+    """loss / least loss before *at this length*; 1.0 at a length's first step."""
+    overall: float
+    """loss / least loss before at any length, the paper's definition; 1.0 at the first step."""
 
 
 @dataclass
 class LossRatio:
-    """loss_t / min(loss before t): above 1 the loss has gone up; state of a run, kept in checkpoints."""
+    """loss_t / min(loss before t): above 1 the loss has gone up. State of a run, kept in checkpoints.
 
-    least: float = math.inf
+    A loss at another length is another quantity: short sequences have less to look at, and Dataset Decomposition's
+    buckets even other documents. So the running minimum is kept per length, and a change of length is no spike. The
+    price: at a length's first step there is nothing to compare with (the ratio is 1.0), and where the length changes
+    every few steps a rise that lasts longer than one length stays shows only while it begins. The overall ratio sees
+    that: where the length only grows, the minimum before it is mostly one of shorter sequences, which were harder.
+    """
+
+    least: dict[int, float] = field(default_factory=dict)
+    """seqlen -> least loss so far."""
     spikes: int = 0
+    """Steps whose own ratio was above SPIKE_RATIO."""
 
-    def update(self, loss: float) -> float:
-        """The ratio at this step; 1.0 at the first."""
-        ratio = loss / self.least if math.isfinite(self.least) else 1.0
-        self.least = min(self.least, loss)
-        self.spikes += ratio > SPIKE_RATIO
+    def update(self, loss: float, seqlen: int) -> Ratio:
+        """The ratios of a step with `loss` nats a token. A loss that is not a number leaves the minimum alone."""
+        own = self.least.get(seqlen, math.inf)
+        overall = min(self.least.values(), default=math.inf)
+        ratio = Ratio(*(loss / least if math.isfinite(least) else 1.0 for least in (own, overall)))
+        if loss < own:
+            self.least[seqlen] = loss
+        self.spikes += not ratio.own <= SPIKE_RATIO
         return ratio
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"least": list(self.least.items()), "spikes": self.spikes}
 
-def adam_variance(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """l1 norm and largest element of sqrt(v), v being Adam's second moments, and the tensor that holds it.
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> LossRatio:
+        """What `state_dict` gave."""
+        return cls({int(seqlen): loss for seqlen, loss in state["least"]}, state["spikes"])
 
-    {variance_l1, variance_max_squared, variance_argmax (a number: see `named_variance`)}, [] each, on the device.
-    Bursts of the maximum go with divergence; the gradient norm and clipping do not show them. Before the first update
-    nothing: {}.
+
+class AdamVariance:
+    """l1 norm and largest element of sqrt(v), v being Adam's second moments, over all parameters, and where it is.
+
+    sum(sqrt(v)) and max(sqrt(v)), v as Adam keeps it, before bias correction: what the paper's code logs as
+    `variance_sqrt_l1` and `variance_sqrt_abs_max` (Megatron-DeepSpeed, megatron/training.py). Bursts of the largest
+    element go with divergence; the gradient norm and clipping do not show them. Price: v is read twice.
     """
-    moments = [optimizer.state[parameter]["exp_avg_sq"] for _, parameter in _with_moments(model, optimizer)]
-    if not moments:
-        return {}
-    l1 = torch.stack(torch._foreach_norm(torch._foreach_sqrt(moments), 1)).sum()
-    largest = torch.stack(torch._foreach_norm(moments, math.inf))
-    return {"variance_l1": l1, "variance_max_squared": largest.max(), "variance_argmax": largest.argmax()}
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.names, parameters = zip(*model.named_parameters(), strict=True)
+        self.parameters: Sequence[nn.Parameter] = parameters
+        self.parts = _parts([parameter.numel() for parameter in parameters])
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """{variance_l1, variance_max, variance_argmax (an index of `names`)}, [] each, on the device.
+
+        After the optimizer's first step.
+        """
+        moments = [self.optimizer.state[parameter]["exp_avg_sq"] for parameter in self.parameters]
+        sums = [torch._foreach_norm(torch._foreach_sqrt(moments[part]), 1) for part in self.parts]
+        l1 = torch.stack([value for values in sums for value in values]).sum()
+        largest, index = torch.stack(torch._foreach_norm(moments, math.inf)).max(0)
+        return {"variance_l1": l1, "variance_max": largest.sqrt(), "variance_argmax": index}
+
+    def named(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """The fetched figures of `measure`, the tensor by its name."""
+        name = self.names[int(figures["variance_argmax"])]
+        return {**{key: figures[key] for key in ("variance_l1", "variance_max")}, "variance_argmax": name}
 
 
-def named_variance(figures: dict[str, float], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """{variance_l1, variance_max: float; variance_argmax: name} of the fetched figures of `adam_variance`."""
-    if "variance_l1" not in figures:
-        return {"variance_l1": 0.0, "variance_max": 0.0, "variance_argmax": ""}
-    names = [name for name, _ in _with_moments(model, optimizer)]
-    return {
-        "variance_l1": figures["variance_l1"],
-        "variance_max": math.sqrt(figures["variance_max_squared"]),
-        "variance_argmax": names[int(figures["variance_argmax"])],
-    }
-
-
-def _with_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if "exp_avg_sq" in optimizer.state.get(p, {})]
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    """Runs of tensors of at most ROOTS_AT_ONCE elements, or of one."""
+    parts, first, held = [], 0, 0
+    for index, size in enumerate(sizes):
+        if index > first and held + size > ROOTS_AT_ONCE:
+            parts.append(slice(first, index))
+            first, held = index, 0
+        held += size
+    return [*parts, slice(first, len(sizes))]
