@@ -169,6 +169,9 @@ class RunConfig(Section):
     """Tokens of the documents that are dealt together: docs/dealing.md, "Windows"."""
     checkpoint_every_steps: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    """So many of the last."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """And those at multiples of this, for good."""
     validate_every_steps: int = Field(250, ge=1)
     validation_tokens: int = Field(200_000, ge=1)
     """Most held-out tokens of one validation, rounded up to whole batches."""

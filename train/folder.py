@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.unit import write_json
+from pipeline.writer import write_atomically
 from train.config import Config
+from train.lock import LOCK_NAME
 
 CONFIG_NAME = "config.json"
+OURS = (LOCK_NAME, f".{CONFIG_NAME}.")
+"""What a run that was killed at once may have left."""
 FREE_KEYS = {
     "run.dir",
     "run.device",
     "run.checkpoint_every_steps",
     "run.keep_checkpoints",
+    "run.keep_every_steps",
     "run.validate_every_steps",
     "run.log_every_steps",
 }
@@ -28,11 +36,13 @@ def _flat(config: Config) -> dict[str, Any]:
     return {f"{section}.{key}".rstrip("."): value for section, part in pairs for key, value in part.items()}
 
 
-def check_folder(folder: Path, config: Config, change_schedule: bool) -> None:
-    """Raise RunError where the folder holds a run with other settings."""
+def check_folder(folder: Path, config: Config, change_schedule: bool, force: bool = False) -> None:
+    """Raise RunError where the folder holds something else than a run, or, without `force`, one of other settings."""
     path = folder / CONFIG_NAME
+    if path.exists() and force:
+        return
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not entry.name.startswith(OURS) for entry in folder.iterdir()):
             raise RunError(
                 "the run folder is not empty and holds no run", where=folder, remedy="choose another run.dir"
             )
@@ -54,6 +64,13 @@ def check_folder(folder: Path, config: Config, change_schedule: bool) -> None:
 
 def write_config(folder: Path, config: Config) -> None:
     """Write RUN/config.json, whole or not at all."""
-    temporary = folder / f".{CONFIG_NAME}.partial"
-    temporary.write_text(json.dumps(_flat(config), indent=1))
-    temporary.replace(folder / CONFIG_NAME)
+    for left in folder.glob(f".{CONFIG_NAME}.*"):  # by a kill
+        left.unlink()
+    write_atomically(folder / CONFIG_NAME, partial(write_json, value=_flat(config)))
+
+
+def clear(folder: Path) -> None:
+    """Delete a run, its configuration last: a kill leaves what can be cleared again. Only for who holds its lock."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == CONFIG_NAME):
+        if entry.name != LOCK_NAME:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

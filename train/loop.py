@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.progress import ProgressLine
 from train import checkpoint
 from train.config import Config
-from train.folder import CONFIG_NAME, check_folder, write_config
+from train.folder import check_folder, clear, write_config
+from train.lock import locked
 from train.metrics import MetricsFile
 from train.run import Run
 from train.signals import Signals
@@ -48,21 +48,28 @@ def run(
         raise ConfigError("several ranks are not supported yet", found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}")
     config.schedule()  # a mistake in it is told before anything is touched
     folder = config.run.dir
-    if force and (folder / CONFIG_NAME).exists():
-        shutil.rmtree(folder)
-    check_folder(folder, config, change_schedule)
+    check_folder(folder, config, change_schedule, force)
+    with locked(folder):
+        if force:
+            clear(folder)
+        check_folder(folder, config, change_schedule)  # again: another run may just have ended
+        return _run(config, change_schedule, warn)
+
+
+def _run(config: Config, change_schedule: bool, warn: Callable[[str], None]) -> Outcome:
+    folder = config.run.dir
+    checkpoint.sweep(folder)
     saved = checkpoint.load_latest(folder, warn)
     resumed = saved is not None
     this = Run(config, warn, saved)
     if saved:
         this.resume(saved, change_schedule)
-    folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     metrics = MetricsFile(folder, keep_until_step=this.at.step if resumed else -1)
     if resumed:
         warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
     try:
-        with _collector_off():
+        with _collector_off(), this.saver:
             finished, validation = _steps(this, metrics, resumed)
     finally:
         metrics.close()
@@ -88,6 +95,7 @@ def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float 
             saves = step % settings.checkpoint_every_steps == 0 or last or stop
             if not (validates or saves or step % this.log_every_steps == 0):
                 continue
+            this.saver.check()
             lines = this.fetch()
             if validates:
                 validation = this.validate()

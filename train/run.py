@@ -18,17 +18,17 @@ from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
+from train.checkpoint import Saved
 from train.clipping import Clipping
 from train.config import Config
 from train.data import micro_batches
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
 from train.pending import Done, Pending
+from train.saver import Saver
+from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
 from train.stability import AdamVariance, LossRatio
 from train.validation import validation_loss
-
-Saved = tuple[Path, dict[str, Any]]
-"""Folder and state of a checkpoint."""
 
 
 @dataclass
@@ -69,6 +69,8 @@ class Run:
         self.variance = AdamVariance(self.model, self.optimizer)
         self.ratio = LossRatio()
         self.pending = Pending()
+        settings = config.run
+        self.saver = Saver(settings.dir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps)
         held_out = Store.open(config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
@@ -185,7 +187,7 @@ class Run:
         return raised
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, in the background: see `Saver`."""
         state = {
             "progressed": asdict(self.at),
             "loss_ratio": self.ratio.state_dict(),
@@ -193,16 +195,19 @@ class Run:
             "calm": asdict(self.calm),
             "positions": self.model.positions.num_embeddings,
             "loader": self.loader.state_dict(),
+            "random": random_state(),
         }
-        run = self.config.run
-        checkpoint.save(run.dir, self.at.step, self.model, self.optimizer, state, run.keep_checkpoints)
+        moments = optimizer_tensors(self.model, self.optimizer)
+        self.saver.save(self.at.step, model=model_tensors(self.model), optimizer=moments, state=state)
 
     def resume(self, saved: Saved, change_schedule: bool) -> None:
         """Go on from a checkpoint."""
         folder, state = saved
         self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
         self.schedule = self.loader.schedule
-        checkpoint.restore(folder, state, self.model, self.optimizer)
+        checkpoint.load_model(folder, self.model)
+        load_optimizer(checkpoint.read_optimizer(folder), self.model, self.optimizer)
+        load_random_state(state["random"])
         self.at = Progressed(**state["progressed"])
         self.ratio = LossRatio.from_state(state["loss_ratio"])
         self.clipping.load_state_dict(state["clipping"], self.device)

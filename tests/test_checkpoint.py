@@ -1,0 +1,207 @@
+"""Checkpoints: read back as written, also without our code; whole or not there; damage is found and passed over."""
+
+import json
+import pickle
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from runs import config_of, tiny_store
+from safetensors.torch import load_file
+
+from pipeline.errors import RunError
+from train import checkpoint, loop
+from train.saver import Saver
+
+DOCUMENT = Path(__file__).parents[1] / "docs/checkpoints.md"
+WEIGHTS = {
+    "scalar": torch.tensor(3.0),
+    "empty": torch.empty(0, 4),
+    "half": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
+    "turned": torch.arange(12.0).reshape(3, 4).T,
+    "odd": torch.tensor([True, False, True]),
+    "whole": torch.tensor([[1 << 40, -1]]),
+}
+
+
+def fail(text):
+    raise AssertionError(text)
+
+
+def write(run, step, weights=WEIGHTS, keep=2, **more):
+    moments = {"step:scalar": torch.tensor(float(step))}
+    return checkpoint.write(run, step, model=weights, optimizer=moments, state={"note": "é"}, keep=keep, **more)
+
+
+def names(run):
+    return [folder.name.removeprefix("step-").lstrip("0") for folder in checkpoint.find(run)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run with three checkpoints."""
+    folder = tmp_path_factory.mktemp("home") / "runs/slw"
+    store = tiny_store(tmp_path_factory.mktemp("store"))
+    loop.run(config_of(store, folder, run__keep_checkpoints=3), warn=fail)
+    return folder
+
+
+def test_tensors_of_any_kind_come_back_to_the_last_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 16)
+    folder = write(tmp_path, 7)
+    assert checkpoint.damage(folder) is None
+    read = load_file(folder / "model.safetensors")
+    assert read.keys() == WEIGHTS.keys()
+    for name, tensor in WEIGHTS.items():
+        assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(read[name], tensor)
+    assert checkpoint.read_state(folder) == {"note": "é", "step": 7}
+    assert (tmp_path / "checkpoints/LATEST").read_text() == "step-00000007\n"
+
+
+def test_the_last_ones_every_nth_and_one_to_go_back_to_are_kept(tmp_path):
+    for step in range(1, 24, 2):
+        write(tmp_path, step, keep=2, keep_every_steps=5)
+    assert names(tmp_path) == ["5", "15", "21", "23"]
+    write(tmp_path, 100_000_025, keep=2)  # more digits than the name has room for
+    assert names(tmp_path) == ["23", "100000025"]
+
+
+def test_a_rollback_always_finds_one_far_enough_back_and_not_much_farther(tmp_path):
+    for step in range(10, 100, 10):
+        write(tmp_path, step, keep=1, keep_steps_back=15)
+        steps = [checkpoint.step_of(folder) for folder in checkpoint.find(tmp_path)]
+        assert steps == [s for s in (step - 20, step - 10, step) if s > 0]
+
+
+def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(tmp_path):
+    write(tmp_path, 3)
+    (tmp_path / "checkpoints/step-00000003/state.json").write_text("damaged")
+    assert checkpoint.damage(write(tmp_path, 3)) is None
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["LATEST", "step-00000003"]
+
+
+@pytest.mark.parametrize("name", [*checkpoint.FILES, checkpoint.DIGESTS_NAME])
+def test_no_flipped_bit_and_no_cut_passes(tmp_path, name):
+    before, newest = write(tmp_path, 1), write(tmp_path, 2)
+    file = newest / name
+    sound = file.read_bytes()
+    for bit in range(0, len(sound) * 8, 1 + len(sound) * 8 // 2000):
+        data = bytearray(sound)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        assert name in (checkpoint.damage(newest) or "") or name == checkpoint.DIGESTS_NAME, bit
+        assert checkpoint.damage(newest), bit
+    heard = []
+    for broken in (lambda: file.write_bytes(sound[:-1]), lambda: file.write_bytes(b""), file.unlink):
+        broken()
+        assert checkpoint.load_latest(tmp_path, heard.append)[0] == before
+        assert str(newest) in heard[-1] and name in heard[-1]
+    file.write_bytes(sound)
+    assert checkpoint.load_latest(tmp_path, fail)[0] == newest
+    if name in (checkpoint.MODEL_NAME, checkpoint.OPTIMIZER_NAME):
+        file.write_bytes(b"")
+        assert checkpoint.load_latest(tmp_path, fail, files=[checkpoint.STATE_NAME])[0] == newest
+
+
+def test_a_missing_or_stale_latest_changes_nothing(tmp_path):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    latest = tmp_path / "checkpoints/LATEST"
+    for text in ("step-00000001\n", "step-99999999\n", "", None):
+        latest.unlink() if text is None else latest.write_text(text)
+        assert checkpoint.load_latest(tmp_path, fail)[0] == newest
+
+
+def test_what_a_kill_left_is_swept_and_never_read(tmp_path):
+    sound = write(tmp_path, 1)
+    shutil.copytree(sound, sound.with_name(".step-00000002.partial"))
+    shutil.copytree(sound, sound.with_name(".step-00000000.deleted"))
+    (sound.parent / ".LATEST.1f.partial").write_text("step")
+    assert checkpoint.load_latest(tmp_path, fail)[0] == sound
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in sound.parent.iterdir()) == ["LATEST", "step-00000001"]
+
+
+def test_training_goes_on_while_a_copy_of_the_moment_is_written(tmp_path, monkeypatch):
+    going, may_write = threading.Event(), threading.Event()
+    real = checkpoint.write_tensors
+
+    def slow(path, tensors):
+        going.set()
+        assert may_write.wait(20)
+        return real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", slow)
+    weight, state = torch.zeros(5), {"list": [1]}
+    with Saver(tmp_path, keep=2) as saver:
+        saver.save(1, model={"w": weight}, optimizer={}, state=state)
+        assert going.wait(20)
+        assert checkpoint.find(tmp_path) == []
+        weight += 1  # the next update, while it is written
+        state["list"].append(2)
+        saver.check()
+        may_write.set()
+        saver.save(2, model={"w": weight}, optimizer={}, state=state)  # waits for the first
+    first, second = checkpoint.find(tmp_path)
+    assert torch.equal(checkpoint.read_model(first)["w"], torch.zeros(5))
+    assert torch.equal(checkpoint.read_model(second)["w"], torch.ones(5))
+    assert (checkpoint.read_state(first)["list"], checkpoint.read_state(second)["list"]) == ([1], [1, 2])
+
+
+def test_a_failed_write_is_told_to_the_loop_and_keeps_the_one_before(tmp_path, monkeypatch):
+    saver = Saver(tmp_path, keep=1)
+    saver.save(1, model=WEIGHTS, optimizer={}, state={})
+    saver.wait()
+
+    def full(path, tensors):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    saver.save(2, model=WEIGHTS, optimizer={}, state={})
+    with pytest.raises(RunError, match=r"cannot write a checkpoint[\s\S]*No space left"):
+        saver.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["LATEST", "step-00000001"]
+    assert checkpoint.damage(checkpoint.find(tmp_path)[0]) is None
+
+
+def test_the_document_reads_a_checkpoint_with_safetensors_and_json_alone(run, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S).group(1)
+    imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.M))
+    assert imported == {"json", "pathlib", "safetensors"}
+    monkeypatch.chdir(run.parents[1])
+    names = {}
+    exec(code, names)
+    assert names["state"]["step"] == checkpoint.step_of(checkpoint.find(run)[-1])
+    assert names["weights"].keys() == {key.partition(":")[2] for key in names["moments"]}
+    assert {key.partition(":")[0] for key in names["moments"]} == {"exp_avg", "exp_avg_sq", "step"}
+
+
+def test_every_key_of_the_state_is_documented(run):
+    state = json.loads((checkpoint.find(run)[-1] / "state.json").read_text())
+    documented = set(re.findall(r"^\| `(\w+)` \|", DOCUMENT.read_text(), re.M))
+    assert documented == state.keys()
+
+
+def test_nothing_pickled_is_ever_read(run, tmp_path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(checkpoint.find(copy)[-1])
+
+    def refuse(*_, **__):
+        raise AssertionError("something is unpickled")
+
+    for owner, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(owner, name, refuse)
+    settings = json.loads((copy / "config.json").read_text())
+    loop.run(config_of(settings["store"], copy, run__keep_checkpoints=3), warn=lambda text: None)
+    assert names(copy) == names(run)
+    for package in ("pipeline", "curriculum", "train"):
+        for file in (DOCUMENT.parents[1] / package).glob("*.py"):
+            assert not re.search(r"import (pickle|shelve|dill)|torch\.load\(|allow_pickle=True", file.read_text()), (
+                file
+            )
