@@ -1,5 +1,6 @@
 """Tiny runs for tests of the trainer."""
 
+import numpy as np
 from stores import documents_of, write_store
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -15,11 +16,15 @@ def tiny_tokenizer():
 
 
 def tiny_store(path):
-    """50 ids, 60 + 6 documents."""
+    """50 ids, small ones more often (something to learn), 60 + 6 documents."""
     data = tiny_tokenizer().to_str().encode()
-    write_store(path, documents_of([1 + (i * 37) % 90 for i in range(60)]), shards=2, tokenizer=data)
-    write_store(path, documents_of([30, 50, 9, 70, 12, 44], seed=5), split="validation", tokenizer=data)
+    write_store(path, skewed(documents_of([1 + (i * 37) % 90 for i in range(60)])), shards=2, tokenizer=data)
+    write_store(path, skewed(documents_of([30, 50, 9, 70, 12, 44], seed=5)), split="validation", tokenizer=data)
     return path
+
+
+def skewed(documents):
+    return [np.where(ids > 0, 1 + (ids.astype(np.int64) - 1) ** 2 // 50, 0).astype(ids.dtype) for ids in documents]
 
 
 def settings_of(store, folder, **changes):

@@ -219,8 +219,8 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path
         this = loop.Run(config, quiet)
         batch = next(this.loader)
         parts = list(micro_batches(batch, size, this.device))
-        for ids, positions, labels, _ in parts:
-            (this.model.loss(ids, positions, labels) / batch.targets).backward()
+        for part in parts:
+            (this.model.loss(*part) / batch.targets).backward()
         gradients.append((len(parts), {name: p.grad.clone() for name, p in this.model.named_parameters()}))
         this.loader.close()
     (one, whole_batch), (several, added) = gradients

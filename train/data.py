@@ -2,49 +2,91 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from curriculum.batch import Batch
+from train.attention import Sight, span_mask
 
-MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""input_ids, position_ids, labels: int64 [rows, seqlen]; spans: int64 of that shape, or None without a window."""
+
+class MicroBatch(NamedTuple):
+    """What `GPT2.loss` takes, in its order."""
+
+    input_ids: Tensor
+    """int64 [rows, seqlen], or [1, rows * seqlen] in the flat form; so are the next two."""
+    position_ids: Tensor
+    labels: Tensor
+    sight: Sight
+
+
+class Flat(NamedTuple):
+    """How spans are handed to kernels that take `cu_seqlens` (see `train.attention`)."""
+
+    mean_document: float
+    """Tokens; says how many spans to expect."""
+
+    def capacity(self, rows: int, tokens: int, spans: int, window: int | None = None) -> int:
+        """Size of `cu_seqlens`, less one: the same for a shape whatever its documents, unless these are very short.
+
+        Rows, their documents and windows, four standard deviations and some, to a multiple of 64, doubled until
+        `spans` fit. Kernels start work for what is not there, if only to end it, so it is no larger.
+        """
+        expected = rows + tokens / max(1.0, self.mean_document) + (tokens / window if window else 0)
+        capacity = -(-int(expected + 4 * expected**0.5 + 16) // 64) * 64
+        while capacity < spans:
+            capacity *= 2
+        return capacity
 
 
 def micro_batches(
-    batch: Batch, micro_batch_tokens: int, device: torch.device, mask: str = "document"
+    batch: Batch, micro_batch_tokens: int, device: torch.device, mask: str = "document", flat: Flat | None = None
 ) -> Iterator[MicroBatch]:
-    """Parts of at most `micro_batch_tokens` tokens, or one row: what `GPT2.loss` takes.
+    """Parts of at most `micro_batch_tokens` tokens, or one row.
 
-    Sized in tokens, so that short sequences fill a device as well as long ones. With an attention window the mask
-    cannot be told from the positions: `spans` numbers the blocks, cut where documents end too unless `mask` is
-    "causal", where positions count from the start of the row.
+    Sized in tokens, so that short sequences fill a device as well as long ones. Spans end where documents end and at
+    the multiples of an attention window; with `mask` "causal" the former do not count, and positions are those in the
+    row, or in the window where these restart. Without `flat` spans are a mask, where one is needed.
     """
-    rows = max(1, micro_batch_tokens // batch.seqlen)
-    positions, spans = batch.position_ids, None
-    if batch.window is not None:
-        column = np.broadcast_to(np.arange(batch.seqlen), batch.labels.shape)
-        if mask == "causal":
-            spans = column // batch.window
-            positions = column % batch.window if batch.window_positions == "restart" else column.copy()
-        else:
-            spans = _span_numbers(batch)
-    for first in range(0, len(batch.labels), rows):
-        part = slice(first, first + rows)
-        ids, places, labels = (
-            torch.from_numpy(array[part]).to(device, non_blocking=True)
-            for array in (batch.input_ids, positions, batch.labels)
+    starts = _span_starts(batch, mask)
+    for rows in row_parts(len(batch.labels), batch.seqlen, micro_batch_tokens):
+        ids, positions, labels = (
+            torch.from_numpy(array[rows]).to(device, non_blocking=True)
+            for array in (batch.input_ids, batch.position_ids, batch.labels)
         )
-        yield ids, places, labels, None if spans is None else torch.from_numpy(spans[part]).to(device)
+        if mask == "causal":
+            column = torch.arange(batch.seqlen, device=device)
+            if batch.window is not None and batch.window_positions == "restart":
+                column %= batch.window
+            positions = column.expand_as(ids)
+        if starts is None:
+            yield MicroBatch(ids, positions, labels, Sight())
+            continue
+        tokens = labels.numel()
+        begin, end = np.searchsorted(starts, (rows.start * batch.seqlen, rows.stop * batch.seqlen))
+        inside = starts[begin:end] - rows.start * batch.seqlen
+        if flat is not None:
+            capacity = flat.capacity(len(labels), tokens, len(inside), batch.window)
+            padded = np.full(capacity + 1, tokens, np.int32)
+            padded[: len(inside)] = inside
+            sight = Sight(None, _copied(padded, device), min(batch.seqlen, batch.window or batch.seqlen))
+            yield MicroBatch(ids.view(1, -1), positions.reshape(1, -1), labels.view(1, -1), sight)
+        elif len(inside) == len(labels):
+            yield MicroBatch(ids, positions, labels, Sight())
+        else:
+            spans = np.repeat(np.arange(len(inside)), np.diff(inside, append=tokens)).reshape(labels.shape)
+            yield MicroBatch(ids, positions, labels, Sight(span_mask(_copied(spans, device))))
 
 
-def _span_numbers(batch: Batch) -> np.ndarray:
-    """int64 [sequences, seqlen]: the number of the span each position is in."""
-    spans = np.diff(batch.cu_seqlens)
-    return np.repeat(np.arange(len(spans)), spans).reshape(batch.labels.shape)
+def row_parts(rows: int, seqlen: int, micro_batch_tokens: int) -> list[slice]:
+    """As few parts as there can be of at most `micro_batch_tokens` tokens or one row, differing by a row at most."""
+    parts = -(-rows // max(1, micro_batch_tokens // seqlen))
+    edges = [rows * part // parts for part in range(parts + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def document_mask(batch: Batch) -> Tensor:
@@ -53,7 +95,21 @@ def document_mask(batch: Batch) -> Tensor:
     For models of others that take a 4-D attention mask; made from `cu_seqlens`, so whatever the positions are.
     Costs sequences * seqlen**2 bytes.
     """
-    shape = batch.labels.shape
-    span = torch.from_numpy(_span_numbers(batch))  # [sequences, seqlen]
-    same = span[:, None, :, None] == span[:, None, None, :]
-    return same & torch.ones(shape[1], shape[1], dtype=torch.bool).tril()
+    spans = np.diff(batch.cu_seqlens)
+    return span_mask(torch.from_numpy(np.repeat(np.arange(len(spans)), spans).reshape(batch.labels.shape)))
+
+
+def _span_starts(batch: Batch, mask: str) -> np.ndarray | None:
+    """int [spans]: where spans begin in the flattened rows; None where each row is one."""
+    if mask == "document":
+        return batch.cu_seqlens[:-1]
+    if batch.window is None:
+        return None
+    begins = np.arange(batch.seqlen) % batch.window == 0
+    return np.flatnonzero(np.broadcast_to(begins, batch.labels.shape))
+
+
+def _copied(array: np.ndarray, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

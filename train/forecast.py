@@ -21,6 +21,7 @@ from curriculum.plan import Plan, aligned, plan, spans, take_turns
 from curriculum.schedule import Schedule
 from pipeline.reader import Store
 from train.config import Config
+from train.data import row_parts
 from train.model import GPT2
 from train.optimizer import learning_rate
 
@@ -135,11 +136,8 @@ def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: f
 
 def _shapes(config: Config, seqlen: int, sequences: int) -> Iterator[tuple[int, int]]:
     """The shapes that `train.data.micro_batches` cuts a batch into."""
-    rows = max(1, config.batch.micro_batch_tokens // seqlen)
-    if sequences >= rows:
-        yield rows, seqlen
-    if sequences % rows:
-        yield sequences % rows, seqlen
+    for rows in row_parts(sequences, seqlen, config.batch.micro_batch_tokens):
+        yield rows.stop - rows.start, seqlen
 
 
 def render_forecast(what: Forecast) -> str:

@@ -2,6 +2,7 @@
 
 Shapes: B sequences, L tokens a sequence, C width, H heads, D = C / H. The document mask keeps attention within a
 span (a piece of one document); positions count from 0 in each span, so a sequence of several pieces costs no quality.
+Only attention knows rows from spans (train/attention.py): all else is the same for one flat row [1, T, C].
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.attention import Sight, attend, sight_of_positions
 from train.config import ModelConfig
+from train.loss import Kernel, cross_entropy, log_likelihoods
 
 VOCAB_MULTIPLE = 128
-"""The embedding is padded to a multiple of this: matrix products are faster, the extra ids never occur."""
+"""The embedding is padded to a multiple of this: matrix products are faster. The extra ids never occur
+and have no probability: logits are without them, the loss counts only real ids."""
 
 
 class Attention(nn.Module):
-    """Causal self-attention, within spans where a mask is given."""
+    """Causal self-attention within spans."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,13 +31,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, L, C], mask bool [B, 1, L, L] or None for plain causal."""
-        batch, seqlen, width = x.shape
-        shape = (batch, seqlen, self.heads, width // self.heads)
-        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).split(width, dim=2))  # [B, H, L, D]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out(y.transpose(1, 2).reshape(batch, seqlen, width))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """x [B, L, C] -> [B, L, C]."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # [B, L, H, D]
+        return self.out(attend(q, k, v, sight).flatten(2))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -47,9 +48,9 @@ class Block(nn.Module):
         self.up = nn.Linear(config.width, 4 * config.width)
         self.down = nn.Linear(4 * config.width, config.width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """x [B, L, C] -> [B, L, C]."""
-        x = x + self.attention(self.norm_1(x), mask)
+        x = x + self.attention(self.norm_1(x), sight)
         return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))  # type: ignore[no-any-return]
 
 
@@ -59,6 +60,9 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, max_seqlen: int) -> None:
         super().__init__()
         self.config = config
+        self.vocab_size = vocab_size
+        self.kernel: Kernel = log_likelihoods
+        """Of the loss; `train.compile` puts a compiled one in its place."""
         padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.tokens = nn.Embedding(padded, config.width)
         self.positions = nn.Embedding(max_seqlen, config.width)
@@ -83,45 +87,30 @@ class GPT2(nn.Module):
             for layer in (module.attention.out, module.down):
                 nn.init.normal_(layer.weight, std=deviation / math.sqrt(2 * self.config.layers))
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, spans: Tensor | None = None) -> Tensor:
-        """Logits [B, L, padded vocabulary] of int64 [B, L] ids and positions.
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, sight: Sight | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, L, vocabulary] of int64 [B, L] ids and positions; with `labels` [B, L] the loss, float32 [].
 
-        `spans` [B, L] says which span of its row each position is in, where attention windows cut it. Without, a span
-        begins where a position is 0; with the mask "causal" a row is one span and positions count from its start.
+        The loss is the sum of the cross entropies (nats) of all labels but -100. `sight` says what attention may see.
+        Without, a span begins where a position is 0; with the mask "causal" a row is one span and positions count
+        from its start.
         """
-        mask = None
-        if spans is not None:
-            mask = span_mask(spans)
-        elif self.config.mask == "document":
-            mask = document_mask(position_ids)
-        else:
+        if sight is None and self.config.mask == "document":
+            sight = sight_of_positions(position_ids)
+        elif sight is None:
+            sight = Sight()
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         x = self.tokens(input_ids) + self.positions(position_ids)  # [B, L, C]
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         for block in self.blocks:
-            x = block(x, mask)
-        return F.linear(self.norm(x), self.tokens.weight)
+            x = block(x, sight)
+        x = self.norm(x)
+        if labels is None:
+            return F.linear(x, self.tokens.weight[: self.vocab_size])
+        return cross_entropy(x.flatten(0, 1), self.tokens.weight, labels.flatten(), self.vocab_size, self.kernel)
 
-    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, spans: Tensor | None = None) -> Tensor:
-        """Sum of the cross entropies (nats) of all labels but -100, float32 []."""
-        logits = self(input_ids, position_ids, spans)
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
-
-
-def document_mask(position_ids: Tensor) -> Tensor | None:
-    """bool [B, 1, L, L]: True where a position may look, itself and what is before it in its span.
-
-    None where every row is one span: plain causal, which has faster kernels.
-    """
-    starts = position_ids == 0  # [B, L]
-    if position_ids.device.type == "cpu" and int(starts.sum()) == len(starts):
-        return None
-    return span_mask(starts.cumsum(1))
-
-
-def span_mask(spans: Tensor) -> Tensor:
-    """bool [B, 1, L, L]: True for positions of one span of a row, `spans` [B, L], that are not later."""
-    same = spans[:, None, :, None] == spans[:, None, None, :]
-    seqlen = spans.shape[1]
-    return same & torch.ones(seqlen, seqlen, dtype=torch.bool, device=spans.device).tril()
+    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, sight: Sight | None = None) -> Tensor:
+        """`forward` with labels."""
+        return self(input_ids, position_ids, sight, labels)  # type: ignore[no-any-return]

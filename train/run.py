@@ -114,9 +114,9 @@ class Run:
         """
         total = torch.zeros((), device=self.device)
         size, mask = self.config.batch.micro_batch_tokens, self.config.model.mask
-        for ids, positions, labels, spans in micro_batches(batch, size, self.device, mask):
+        for part in micro_batches(batch, size, self.device, mask):
             with self.autocast():
-                loss = self.model.loss(ids, positions, labels, spans) / batch.targets
+                loss = self.model.loss(*part) / batch.targets
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -170,9 +170,9 @@ class Run:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch that is one micro-batch."""
-        ((ids, positions, labels, _),) = micro_batches(batch, batch.labels.size, self.device)
+        (part,) = micro_batches(batch, batch.labels.size, self.device, self.config.model.mask)
         with self.autocast():
-            return self.model.loss(ids, positions, labels)
+            return self.model.loss(*part)
 
     def adapt(self, validation: float) -> int | None:
         """The length from the next step on, where `validation` has raised it."""
