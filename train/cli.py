@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -96,16 +97,27 @@ def plan(
 @click.option(
     "--reschedule", "change_schedule", is_flag=True, help="Go on with another schedule; what was served stays served."
 )
+@click.option("--init-from-hf", type=click.Path(path_type=Path), help="Begin with this folder's GPT-2 weights.")
 @JSON
-def run(config: Path, overrides: tuple[str, ...], force: bool, change_schedule: bool, as_json: bool) -> None:
+def run(
+    config: Path,
+    overrides: tuple[str, ...],
+    force: bool,
+    change_schedule: bool,
+    init_from_hf: Path | None,
+    as_json: bool,
+) -> None:
     """Train as CONFIG.toml says; the same command goes on where a stopped or killed run left off.
 
     \b
     slw-train run run.toml run.dir=runs/hot optimizer.lr=2e-3
+    slw-train run run.toml --init-from-hf exported/slw     # the same as run.init_from_hf=exported/slw
     """
     from train.config import load_config
     from train.loop import run as train
 
+    if init_from_hf:
+        overrides = (*overrides, f"run.init_from_hf={json.dumps(str(init_from_hf))}")
     settings = load_config(config, overrides)
     outcome = train(
         settings, force=force, change_schedule=change_schedule, warn=lambda text: click.echo(text, err=True)

@@ -165,6 +165,8 @@ class RunConfig(Section):
     epochs: int | None = Field(None, ge=1)
     max_epochs: int = Field(1, ge=1)
     seed: int = Field(1, ge=0)
+    init_from_hf: Path | None = None
+    """A Hugging Face folder with a GPT-2 of [model]'s shape and the store's tokens: weights to begin with."""
     window_tokens: int = Field(WINDOW_TOKENS, ge=1)
     """Tokens of the documents that are dealt together: docs/dealing.md, "Windows"."""
     checkpoint_every_steps: int = Field(1000, ge=1)

@@ -28,6 +28,9 @@ from train.pending import Done, Pending
 from train.saver import Saver
 from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
 from train.stability import AdamVariance, LossRatio
+
+from train.start import shape_to_begin_with
+from train.trained import load_hf_weights
 from train.validation import validation_loss
 
 
@@ -53,7 +56,11 @@ class Run:
         self.schedule: Schedule = self.loader.schedule
         self.device = _device(config.run.device)
         torch.manual_seed(config.run.seed)
-        positions = saved[1]["positions"] if saved else self.schedule.max_seqlen
+        source = None if saved else config.run.init_from_hf
+        given = (
+            shape_to_begin_with(source, config.model, self.store, self.schedule.max_seqlen, warn) if source else None
+        )
+        positions = saved[1]["positions"] if saved else given.positions if given else self.schedule.max_seqlen
         if self.schedule.max_seqlen > positions:
             raise RunError(
                 "the schedule is longer than the model that was begun",
@@ -62,7 +69,10 @@ class Run:
                 allowed=f"{positions} tokens: so many positions it has",
                 remedy="keep the longest length, or begin another run",
             )
-        self.model = GPT2(config.model, self.store.manifest.vocab_size, positions).to(self.device)
+        self.model = GPT2(config.model, self.store.manifest.vocab_size, positions)
+        if source and given:
+            load_hf_weights(source, given, self.model)
+        self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.at = Progressed()
         self.clipping = Clipping(config.optimizer)

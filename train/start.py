@@ -1,0 +1,79 @@
+"""What a run begins with where that is another model: GPT-2 weights in a Hugging Face folder (`run.init_from_hf`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.reader import Store
+from train import huggingface
+from train.config import ModelConfig
+from train.huggingface import Shape
+from train.trained import TOKENIZER_NAME
+
+VOCABULARY_NAME = "vocab.json"
+"""Of GPT-2 folders without a tokenizer.json."""
+
+
+def shape_to_begin_with(
+    folder: Path, model: ModelConfig, store: Store, seqlen: int, warn: Callable[[str], None]
+) -> Shape:
+    """The shape of the weights in `folder`, which a run of `model` on `store` can go on from.
+
+    Raises ConfigError where the model that is configured has another shape or longer sequences than they have
+    positions; RunError where ids mean other tokens there than in the store, or the folder holds no GPT-2.
+    """
+    shape = huggingface.read_shape(folder)
+    wanted = {key: getattr(model, key) for key in ("layers", "width", "heads")}
+    found = {key: getattr(shape.model, key) for key in wanted}
+    if found != wanted:
+        raise ConfigError(
+            "the model is not of the shape of the weights it begins with",
+            where=folder,
+            found=", ".join(f"{key} {value}" for key, value in found.items()),
+            allowed=", ".join(f"{key} {value}" for key, value in wanted.items()) + ": what [model] says",
+            remedy=" ".join(f"model.{key}={value}" for key, value in found.items()),
+        )
+    if seqlen > shape.positions:
+        raise ConfigError(
+            "the schedule is longer than the model it begins with",
+            where=folder,
+            found=f"sequences of {seqlen} tokens",
+            allowed=f"{shape.positions} tokens: so many positions it has",
+        )
+    _same_vocabulary(folder, shape, store, warn)
+    return shape
+
+
+def _same_vocabulary(folder: Path, shape: Shape, store: Store, warn: Callable[[str], None]) -> None:
+    """Raise RunError unless an id is the same token in both."""
+    ours = Tokenizer.from_file(str(store.tokenizer_path)).get_vocab(with_added_tokens=True)
+    theirs = _vocabulary(folder)
+    said: str | None = None
+    if shape.vocab_size != store.manifest.vocab_size:
+        said = f"{shape.vocab_size:,} tokens there, {store.manifest.vocab_size:,} in the store"
+    elif theirs is None:
+        warn(f"{folder} has no {TOKENIZER_NAME}: taken to have the tokens of the store")
+    elif theirs != ours:
+        odd = min(theirs.items() ^ ours.items(), key=lambda pair: pair[1])[0]
+        said = f"{odd!r} is {theirs.get(odd, 'no token')} there, {ours.get(odd, 'no token')} in the store"
+    if said:
+        raise RunError(
+            "the weights are for other tokens than the store's",
+            where=folder,
+            found=said,
+            remedy=f"build the store with its tokenizer: slw-prep build ... --tokenizer {folder / TOKENIZER_NAME}",
+        )
+
+
+def _vocabulary(folder: Path) -> dict[str, Any] | None:
+    if (path := folder / TOKENIZER_NAME).is_file():
+        return dict(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True))
+    if (path := folder / VOCABULARY_NAME).is_file():
+        return dict(json.loads(path.read_bytes()))
+    return None
