@@ -28,7 +28,6 @@ from train.pending import Done, Pending
 from train.saver import Saver
 from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
 from train.stability import AdamVariance, LossRatio
-
 from train.start import shape_to_begin_with
 from train.trained import load_hf_weights
 from train.validation import validation_loss

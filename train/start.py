@@ -29,7 +29,7 @@ def shape_to_begin_with(
     positions; RunError where ids mean other tokens there than in the store, or the folder holds no GPT-2.
     """
     shape = huggingface.read_shape(folder)
-    wanted = {key: getattr(model, key) for key in ("layers", "width", "heads")}
+    wanted = {key: getattr(model, key) for key in ("layers", "width", "heads", "embedding_scale")}
     found = {key: getattr(shape.model, key) for key in wanted}
     if found != wanted:
         raise ConfigError(
@@ -37,7 +37,7 @@ def shape_to_begin_with(
             where=folder,
             found=", ".join(f"{key} {value}" for key, value in found.items()),
             allowed=", ".join(f"{key} {value}" for key, value in wanted.items()) + ": what [model] says",
-            remedy=" ".join(f"model.{key}={value}" for key, value in found.items()),
+            remedy=" ".join(f"model.{key}={found[key]}" for key in ("layers", "width", "heads")) + " model.init=gpt2",
         )
     if seqlen > shape.positions:
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from train.model import GPT2
 from train.replay import config_of_run
 
 TOKENIZER_NAME = "tokenizer.json"
+WEIGHTS = (checkpoint.MODEL_NAME,)
+"""All that is read of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ def load_run(run: Path, step: int | None = None) -> Trained:
     Raises RunError where there is no run, no such checkpoint or a damaged one; StoreError where its store is gone.
     """
     config = config_of_run(run)
-    folder = _newest(run) if step is None else _at(run, step)
-    state = json.loads((folder / checkpoint.STATE_NAME).read_bytes())
+    folder, state = _newest(run) if step is None else _at(run, step)
     store = Store.open(config.store)
     manifest = store.manifest
     shape = Shape(config.model, manifest.vocab_size, state["positions"], manifest.bos_id, manifest.eod_id)
@@ -73,23 +73,23 @@ def load_hf_weights(folder: Path, shape: Shape, model: GPT2) -> None:
     model.load_state_dict(weights)
 
 
-def _newest(run: Path) -> Path:
-    found = checkpoint.load_latest(run, lambda text: None)
+def _newest(run: Path) -> checkpoint.Saved:
+    found = checkpoint.load_latest(run, lambda text: None, WEIGHTS)
     if found is None:
         raise RunError("the run has no checkpoint yet", where=run, remedy="go on with it: slw-train run CONFIG.toml")
-    return found[0]
+    return found
 
 
-def _at(run: Path, step: int) -> Path:
-    steps = {int(path.name.removeprefix("step-")): path for path in checkpoint.find(run)}
+def _at(run: Path, step: int) -> checkpoint.Saved:
+    steps = {checkpoint.step_of(folder): folder for folder in checkpoint.find(run)}
     if step not in steps:
         raise RunError(
             "no checkpoint of this step",
             where=run,
             found=f"{step:,}",
             allowed=", ".join(str(known) for known in steps) or "none yet",
-            remedy="run.keep_checkpoints keeps more of them",
+            remedy="run.keep_checkpoints and run.keep_every_steps keep more of them",
         )
-    if what := checkpoint.damage(steps[step]):
+    if what := checkpoint.damage(steps[step], WEIGHTS):
         raise RunError("the checkpoint is damaged", where=steps[step], found=what, remedy="take another one")
-    return steps[step]
+    return steps[step], checkpoint.read_state(steps[step])
