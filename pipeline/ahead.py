@@ -1,56 +1,66 @@
-"""Run a generator ahead of its consumer in a thread: the stages of a build overlap where they leave the GIL."""
+"""Run a generator ahead of its consumer in a thread, so that a build reads while it encodes and writes."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(source: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
-    """Yield what `source` yields, computed in a thread of its own that is at most `depth` + 1 items ahead.
+def ahead(
+    source: Generator[T, None, None], most: int, weigh: Callable[[T], int] = lambda item: 1
+) -> Generator[T, None, None]:
+    """Yield what `source` yields, computed in a thread of its own; what waits weighs at most `most`, or is one item.
 
+    An item counts until the next is asked for. One more may be made already, and wait to be let in.
     What `source` raises is raised here, after the items before it. Closing this generator closes `source`, in its
     thread, and waits for that: an unbounded wait only where `source` itself blocks.
     """
-    # (item, nothing) or (nothing, error); an error of None ends it
-    items: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
-    free = threading.Semaphore(depth)
-    closed = threading.Event()
+    # (item, weight, nothing) or (nothing, 0, error); an error of None ends it
+    items: SimpleQueue[tuple[list[T], int, BaseException | None]] = SimpleQueue()
+    changed = threading.Condition()
+    held, closed = 0, False
 
     def run() -> None:
+        nonlocal held
         try:
             for item in source:
-                free.acquire()
-                if closed.is_set():
-                    break
-                items.put(([item], None))
+                weight = weigh(item)
+                with changed:
+                    changed.wait_for(lambda: closed or held == 0 or held + weight <= most)  # noqa: B023
+                    if closed:
+                        break
+                    held += weight
+                items.put(([item], weight, None))
+                del item
             source.close()
         except BaseException as error:  # handed over, whatever it is
-            items.put(([], error))
+            items.put(([], 0, error))
         else:
-            items.put(([], None))
+            items.put(([], 0, None))
 
     thread = threading.Thread(target=run, name="ahead", daemon=True)
     thread.start()
     try:
         while True:
-            found, error = items.get()
+            found, weight, error = items.get()
             if not found:
                 if error is not None:
                     raise error
                 return
-            free.release()
-            yield found[0]
-            del found
+            yield found.pop()
+            with changed:
+                held -= weight
+                changed.notify()
     finally:
-        closed.set()
-        free.release()
+        with changed:
+            closed = True
+            changed.notify()
         thread.join()
 
 

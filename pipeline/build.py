@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading, Unit
 from pipeline.draft import BUILD_FOLDER, Draft, Plan, same_parameters
-from pipeline.encoding import Vocabulary, choose_encoder, load_vocabulary
+from pipeline.encoding import Choice, Vocabulary, choose_encoder, load_vocabulary
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
@@ -109,7 +109,7 @@ def build(options: BuildOptions, report: Report = lambda result, units: None) ->
                 done[result.unit] = result
                 report(result, len(job.units))
             manifest = job.draft.commit(job.plan, done)
-            return _result(manifest, fresh, started, encoder=job.encoder, reason=job.encoder_reason)
+            return _result(manifest, fresh, started, choice=job.choice)
     return _mend(job, report, started)  # another build was quicker
 
 
@@ -186,21 +186,12 @@ def _mend(job: _Job, report: Report, started: float) -> BuildResult:
         with job.draft.lock():
             if damaged:
                 job.prepare()
-            options = _unit_options(job.options, job.vocabulary, job.encoder)
-            count = len({shard.unit for shard in manifest.shards if shard.file in damaged})
-            for result in repair(manifest, damaged, job.units, options, job.run_with):
-                fresh.append(result)
-                report(result, count)
+                count = len({shard.unit for shard in manifest.shards if shard.file in damaged})
+                for result in repair(manifest, damaged, job.units, job.unit_options(), job.run_with):
+                    fresh.append(result)
+                    report(result, count)
             job.draft.clear()
-    return _result(
-        manifest,
-        fresh,
-        started,
-        already_built=True,
-        repaired=len(damaged),
-        encoder=job.encoder,
-        reason=job.encoder_reason,
-    )
+    return _result(manifest, fresh, started, already_built=True, repaired=len(damaged), choice=job.choice)
 
 
 class _Job:
@@ -216,7 +207,7 @@ class _Job:
         self.files = find_files(options.inputs, options.reading, options.sources)
         self.parameters = _parameters(options, self.vocabulary, self.files)
         self.units: list[Unit] = []
-        self.encoder = self.encoder_reason = ""
+        self.choice: Choice | None = None
         out = options.out
         known = (out / BUILD_FOLDER).exists() or (out / MANIFEST_NAME).exists()
         if out.is_file():
@@ -239,10 +230,12 @@ class _Job:
         return manifest
 
     def prepare(self) -> None:
-        """Split the input and choose the encoder."""
+        """Split the input and begin to choose the encoder; wait for it only where it may be refused."""
         self.units = split_units(self.files, self.options.unit_bytes, self.options.reading)
-        sample = _sample(self.units, self.options)
-        self.encoder, self.encoder_reason = choose_encoder(self.vocabulary, sample, self.options.encoder)
+        sample, wanted = _sample(self.units, self.options), self.options.encoder
+        self.choice = Choice(lambda: choose_encoder(self.vocabulary, sample, wanted))
+        if wanted == "fastokens":
+            self.choice.name  # noqa: B018
 
     def begin(self) -> dict[int, UnitResult]:
         """Prepare, make the plan or join it; returns the units that are done."""
@@ -253,7 +246,7 @@ class _Job:
 
     def run(self, tasks: list[tuple[int, Unit]]) -> Iterator[UnitResult]:
         """Build units into the store."""
-        return self.run_with(tasks, _unit_options(self.options, self.vocabulary, self.encoder))
+        return self.run_with(tasks, self.unit_options())
 
     def run_with(self, tasks: list[tuple[int, Unit]], unit_options: UnitOptions) -> Iterator[UnitResult]:
         """Build units by the engine that was asked for."""
@@ -261,6 +254,21 @@ class _Job:
         engine = options.engine or ("processes" if options.workers > 1 and len(tasks) > 1 else "inline")
         crew = Crew(workers=options.workers, ray_address=options.ray_address)
         return run_units(engine, tasks, unit_options, crew)
+
+    def unit_options(self) -> UnitOptions:
+        """What its units have in common; the encoder may still be chosen."""
+        assert self.choice is not None, "not prepared"
+        options = self.options
+        return UnitOptions(
+            out=options.out,
+            sidecars=options.out / BUILD_FOLDER,
+            reading=options.reading,
+            vocabulary=self.vocabulary,
+            encoder=self.choice,
+            validation_fraction=options.validation_fraction,
+            unit_bytes=options.unit_bytes,
+            skip_bad=options.skip_bad,
+        )
 
 
 def _check(options: BuildOptions) -> None:
@@ -278,19 +286,6 @@ def _check(options: BuildOptions) -> None:
         raise ConfigError("no record is that short", found=found, allowed="1 or more, such as 256M")
     if options.reading.separator == "":
         raise ConfigError("the separator is empty", allowed="any text, such as '<|endoftext|>'")
-
-
-def _unit_options(options: BuildOptions, vocabulary: Vocabulary, encoder: str) -> UnitOptions:
-    return UnitOptions(
-        out=options.out,
-        sidecars=options.out / BUILD_FOLDER,
-        reading=options.reading,
-        vocabulary=vocabulary,
-        encoder=encoder,
-        validation_fraction=options.validation_fraction,
-        unit_bytes=options.unit_bytes,
-        skip_bad=options.skip_bad,
-    )
 
 
 def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[InputFile]) -> dict[str, Any]:
@@ -342,15 +337,14 @@ def _result(
     *,
     already_built: bool = False,
     repaired: int = 0,
-    encoder: str = "",
-    reason: str = "",
+    choice: Choice | None,
 ) -> BuildResult:
     return BuildResult(
         manifest=manifest,
         already_built=already_built,
         repaired=repaired,
-        encoder=encoder,
-        encoder_reason=reason,
+        encoder=choice.name if choice else "",
+        encoder_reason=choice.reason if choice else "",
         **_work(results, started),
     )
 

@@ -1,18 +1,21 @@
 """Units of the input into their shards: read, encode, split off held-out documents, write.
 
-Three stages, each in a thread of its own, overlap across units: reading and parsing; encoding, which has more threads
-below Python; putting tokens together, digesting, writing and flushing to the disk. What a shard holds depends on its
-unit alone. Memory: a few batches of 4 MB, and the tokens of the shard in the making.
+Three stages overlap across units: a thread reads and parses; a few threads encode a batch each; the caller's own puts
+tokens together, digests, writes and flushes to the disk. Reading begins before the encoder is there. What a shard
+holds depends on its unit alone. Memory: `IN_FLIGHT` of text or its tokens, and the tokens of the shard in the making.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,20 @@ import xxhash
 from pipeline.ahead import ahead, keep_freed_memory
 from pipeline.corpus import documents
 from pipeline.documents import BATCH_BYTES, Documents, Reading, Unit
-from pipeline.encoding import Spot, Vocabulary, make_encoder, put_documents
+from pipeline.encoding import Choice, Encoder, Spot, Vocabulary, make_encoder, put_documents
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
 from pipeline.writer import write_atomically, write_shard
 
-READ_AHEAD = 4
-ENCODED_AHEAD = 10
-"""Batches that wait between the stages: the encoder goes on while a shard is flushed to a disk."""
+IN_FLIGHT = 64 << 20
+"""Characters read and not yet in the buffer of their shard: what is read while the encoder is loaded, and what is
+encoded while a shard is flushed to a disk."""
+DOCUMENT_WEIGHT = 128
+"""Characters that a document counts for besides its own: Python's objects."""
+MOST_ENCODERS = 4
+"""Threads that encode; a single one that reads, and the GIL, keep no more busy."""
 CHUNK_CHARACTERS = 1 << 20
+MOST_ROOM = 64 << 20
 BAD_KEPT = 5
 """Bad records of a unit that are described; all are counted."""
 
@@ -44,7 +52,7 @@ class UnitOptions:
     """Folder for the units' results: a unit is done when its own is there."""
     reading: Reading
     vocabulary: Vocabulary
-    encoder: str
+    encoder: Choice
     validation_fraction: float
     unit_bytes: int
     skip_bad: bool
@@ -80,17 +88,22 @@ def build_units(tasks: Iterable[tuple[int, Unit]], options: UnitOptions) -> Iter
     """
     keep_freed_memory()
     work: _Work | None = None
-    buffers = {split: _Buffer(options.vocabulary.dtype) for split in SPLIT_FOLDERS}
-    with closing(ahead(_encode(tasks, options), ENCODED_AHEAD)) as batches:
-        for index, unit, batch in batches:
-            work = work or _Work(index, unit, options, buffers)
-            if isinstance(batch, _Encoded):
-                work.add(batch)
-                continue
-            result, work = work.finish(batch), None
-            sidecar = options.sidecars / f"{index:05d}.json"
-            write_atomically(sidecar, partial(write_json, value=dataclasses.asdict(result)))
-            yield result
+    buffers = {split: _Buffer(options.vocabulary.dtype, options.unit_bytes) for split in SPLIT_FOLDERS}
+    encoding = _Encoding(options)
+    try:
+        with closing(ahead(encoding.begin(_read(tasks, options)), IN_FLIGHT, _weight)) as batches:
+            for index, unit, item, _ in batches:
+                work = work or _Work(index, unit, options, buffers)
+                if isinstance(item, Future):
+                    work.add(item.result())
+                    del item
+                    continue
+                result, work = work.finish(item), None
+                sidecar = options.sidecars / f"{index:05d}.json"
+                write_atomically(sidecar, partial(write_json, value=dataclasses.asdict(result)))
+                yield result
+    finally:
+        encoding.stopped.set()
 
 
 @dataclass
@@ -113,8 +126,9 @@ class _Tally:
 class _Encoded:
     """A batch of documents, the first `train` of them to train on, the others held out."""
 
-    ids: np.ndarray
-    offsets: np.ndarray
+    tokens: np.ndarray
+    """Those of all documents in a row, each with its end-of-document token."""
+    lengths: np.ndarray
     rows: np.ndarray
     names: list[str] | None
     train: int
@@ -140,24 +154,62 @@ def _read(tasks: Iterable[_Numbered], options: UnitOptions) -> Generator[tuple[i
         yield index, unit, tally
 
 
-def _encode(tasks: Iterable[_Numbered], options: UnitOptions) -> Generator[tuple[int, Unit, _Encoded | _Tally]]:
-    encoder = make_encoder(options.encoder, options.vocabulary.data)
-    spot = Spot(encoder, options.vocabulary.data) if options.encoder == "fastokens" else None
-    with closing(ahead(_read(tasks, options), READ_AHEAD)) as batches:
+_Begun = tuple[int, Unit, "Future[_Encoded] | _Tally", int]
+"""Number and unit of a batch that is being encoded, and its weight."""
+
+
+def _weight(begun: _Begun) -> int:
+    return begun[3]
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    """One pool a process: fastokens remembers words by thread."""
+    return ThreadPoolExecutor(min(MOST_ENCODERS, os.cpu_count() or 1), "encode")
+
+
+class _Encoding:
+    """Encodes batches in several threads, as soon as it is known with what."""
+
+    def __init__(self, options: UnitOptions) -> None:
+        self.options = options
+        self.stopped = threading.Event()
+        """What is not begun by then is left alone."""
+        self._ready = _threads().submit(self._prepare)
+
+    def begin(self, batches: Iterable[tuple[int, Unit, Documents | _Tally]]) -> Generator[_Begun]:
+        """Have batches encoded; tallies pass through."""
         for index, unit, batch in batches:
             if isinstance(batch, _Tally):
-                yield index, unit, batch
+                yield index, unit, batch, 0
                 continue
-            chosen, train = _held_out_last(batch, options.validation_fraction)
-            ids, offsets = encoder.encode(chosen.texts)
-            if spot:
-                spot.check(chosen.texts, ids, offsets, unit.name)
-            sizes = [_utf8_bytes(text) for text in chosen.texts]
-            rows, text_bytes = np.array(chosen.rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
-            encoded = _Encoded(ids, offsets, rows, chosen.ids, train, text_bytes)
-            del batch, chosen, ids, offsets  # they may be of a huge document
-            yield index, unit, encoded
+            weight = sum(map(len, batch.texts)) + DOCUMENT_WEIGHT * len(batch.texts)
+            encoded = _threads().submit(self._encode, batch, unit)
+            del batch
+            yield index, unit, encoded, weight
             del encoded
+
+    def _prepare(self) -> tuple[Encoder, Spot | None]:
+        name, data = self.options.encoder.name, self.options.vocabulary.data
+        encoder = make_encoder(name, data)
+        return encoder, Spot(encoder, data) if name == "fastokens" else None
+
+    def _encode(self, batch: Documents, unit: Unit) -> _Encoded:
+        encoder, spot = self._ready.result()
+        if self.stopped.is_set():
+            raise RuntimeError("stopped")  # nobody asks for it
+        vocabulary = self.options.vocabulary
+        chosen, train = _held_out_last(batch, self.options.validation_fraction)
+        sizes = [_utf8_bytes(text) for text in chosen.texts]
+        ids, offsets = encoder.encode(chosen.texts)
+        if spot:
+            spot.check(chosen.texts, ids, offsets, unit.name)
+        for texts in (batch.texts, chosen.texts):  # they may be huge
+            texts.clear()
+        tokens = np.empty(len(ids) + len(sizes), dtype=vocabulary.dtype)
+        put_documents(tokens, ids, offsets, vocabulary.eod_id)
+        rows, text_bytes = np.array(chosen.rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
+        return _Encoded(tokens, np.diff(offsets) + 1, rows, chosen.ids, train, text_bytes)
 
 
 class _Work:
@@ -176,7 +228,7 @@ class _Work:
         self.text_bytes += int(batch.text_bytes.sum())
         for split, part in (("train", slice(0, batch.train)), ("validation", slice(batch.train, len(batch.rows)))):
             if part.start < part.stop:
-                self.pending[split].add(batch, part, self.options.vocabulary.eod_id)
+                self.pending[split].add(batch, part)
                 if self.pending[split].text_bytes >= 2 * self.options.unit_bytes:
                     self._flush(split)
 
@@ -208,10 +260,13 @@ class _Work:
 
 
 class _Buffer:
-    """Room for the tokens of one shard after another: grown as needed, so its pages are faulted in once."""
+    """Room for the tokens of one shard after another, so that its pages are faulted in once; it grows where needed.
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._room = np.empty(1 << 16, dtype=dtype)
+    Two bytes of text to a token are enough for most; what is not used of it costs nothing.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], unit_bytes: int) -> None:
+        self._room = np.empty(min(unit_bytes // 2, MOST_ROOM), dtype=dtype)
         self._used = 0
 
     def more(self, count: int) -> np.ndarray:
@@ -239,12 +294,12 @@ class _Pending:
         self.names: list[str] | None = None
         self.text_bytes = 0
 
-    def add(self, batch: _Encoded, part: slice, eod_id: int) -> None:
-        offsets = batch.offsets[part.start : part.stop + 1]
-        ids = batch.ids[offsets[0] : offsets[-1]]
-        documents = part.stop - part.start
-        put_documents(self.buffer.more(len(ids) + documents), ids, offsets - offsets[0], eod_id)
-        self.lengths.append(np.diff(offsets) + 1)
+    def add(self, batch: _Encoded, part: slice) -> None:
+        lengths = batch.lengths[part]
+        first = int(batch.lengths[: part.start].sum())
+        count = int(lengths.sum())
+        self.buffer.more(count)[:] = batch.tokens[first : first + count]
+        self.lengths.append(lengths)
         self.rows.append(batch.rows[part])
         if batch.names is not None:
             self.names = (self.names or []) + batch.names[part]

@@ -53,3 +53,22 @@ def test_it_is_not_further_ahead_than_asked_and_closing_closes_the_source():
     assert len(made) <= 6
     assert closed == ["ahead"]
     assert not threads()
+
+
+@given(weights=st.lists(st.integers(0, 9), max_size=30), most=st.integers(1, 12))
+def test_what_waits_weighs_no_more_than_asked_or_is_one_item(weights, most):
+    made = []
+
+    def source():
+        for at, weight in enumerate(weights):
+            made.append(weight)
+            yield at
+
+    got = 0
+    for at in ahead(source(), most, weights.__getitem__):
+        assert at == got
+        got += 1
+        waiting = made[at:-1]  # the last may be held back
+        assert sum(waiting) <= most or sum(waiting) == max(waiting)
+    assert got == len(weights)
+    assert not threads()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pipeline.encoding import (
     PROBES,
     SPOT_CHARACTERS,
     SPOT_EVERY_CHARACTERS,
+    Choice,
     FastEncoder,
     ReferenceEncoder,
     Spot,
@@ -101,3 +104,22 @@ def test_a_tokenizer_is_loaded_with_fastokens_or_without_to_the_same(data, tmp_p
     (tmp_path / "t.json").write_bytes(data)
     found = [load_vocabulary(tmp_path / "t.json", encoder=name) for name in ("auto", "tokenizers")]
     assert dataclasses.astuple(found[0]) == dataclasses.astuple(found[1])
+
+
+def test_a_choice_is_waited_for_and_sent_on_as_what_was_chosen():
+    allowed = threading.Event()
+
+    def choose():
+        allowed.wait()
+        return "fastokens", "equal"
+
+    choice = Choice(choose)
+    allowed.set()
+    there = pickle.loads(pickle.dumps(choice))
+    assert (there.name, there.reason) == (choice.name, choice.reason) == ("fastokens", "equal")
+
+    def refuse():
+        raise TokenizerError("differs")
+
+    with pytest.raises(TokenizerError, match="differs"):
+        Choice(refuse).name  # noqa: B018
