@@ -145,6 +145,13 @@ class CurriculumLoader:
         order = replace(self.order, asked=tuple(schedules[:1]), history=tuple(schedules[:1]))
         for first, schedule in schedules[1:]:
             order = order.changed_at(first, schedule)
+        if not 0 <= step <= order.schedule.total_steps:
+            raise RunError(
+                "the state is of a step that the schedule does not have",
+                found=f"step {step:,}",
+                allowed=f"0 to {order.schedule.total_steps:,}",
+                remedy="is the state damaged, or the schedule one that ended before it?",
+            )
         _check_ranks(order.schedule, self.world_size)
         self.close()
         self.step, self.order = step, order

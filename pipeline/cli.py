@@ -12,7 +12,7 @@ import click
 
 from pipeline.cli_exchange import export, import_command, pack
 from pipeline.cli_input import input_options
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, Place, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, Place, amount, echo_json
 from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def finalize(store: Path, as_json: bool) -> None:
     if as_json:
         echo_json(facts)
     else:
-        click.echo(f"{store}: complete, {facts['documents']:,} documents, {facts['tokens']:,} tokens to train on")
+        held = f"{amount(manifest.documents(), 'document')}, {amount(manifest.tokens(), 'token')}"
+        click.echo(f"{store}: complete, {held} to train on")
 
 
 @main.command()
@@ -153,7 +154,8 @@ def tokenizer(out: Path, vocab_size: int, as_json: bool, **options: Any) -> None
         echo_json(facts)
     else:
         click.echo(
-            f"{out}: {facts['vocab_size']:,} tokens from {seen[0]:,} documents, {seen[1] / 1e6:.1f} MB of text"
+            f"{out}: {amount(trained.get_vocab_size(), 'token')} from {amount(seen[0], 'document')}, "
+            f"{seen[1] / 1e6:.1f} MB of text"
         )
 
 
@@ -179,7 +181,7 @@ def info(store: Path, plot: Path | None, split: str, as_json: bool) -> None:
         opened = Store.open(store, split, verify=False)
         if not opened.documents:
             raise StoreError("nothing to draw: the split has no document", where=f"{store} ({split})")
-        title = f"{store} ({split}): {opened.documents:,} documents, {opened.tokens:,} tokens"
+        title = f"{store} ({split}): {amount(opened.documents, 'document')}, {amount(opened.tokens, 'token')}"
         draw_lengths(lengths_of_sources(opened), plot, title)
     if as_json:
         echo_json({**facts, "plot": str(plot) if plot else None})
@@ -214,7 +216,8 @@ def verify(store: Path, as_json: bool) -> None:
     if as_json:
         echo_json({"store": str(store), "sound": not damage, "damage": [dataclasses.asdict(d) for d in damage]})
     elif not damage:
-        click.echo(f"{store}: {len(shards)} shards, {sum(s.tokens for s in shards):,} tokens, all sound")
+        tokens = sum(shard.tokens for shard in shards)
+        click.echo(f"{store}: {amount(len(shards), 'shard')}, {amount(tokens, 'token')}, all sound")
     else:
         for part in damage:
             click.echo(f"damaged: {store / part.file}: {part.what}")
@@ -254,7 +257,7 @@ def show(store: Path, index: int | None, name: str | None, as_tokens: bool, spli
         found = {"document": number, "split": split, "id": known.id, "source": known.source, "unit": known.unit}
         echo_json({**found, "row": known.row, "tokens": ids, "text": text})
         return
-    click.echo(f"document {number:,}: {known.tokens:,} tokens; {known}", err=True)
+    click.echo(f"document {number:,}: {amount(known.tokens, 'token')}; {known}", err=True)
     if as_tokens:
         for position, token in enumerate(ids):
             click.echo(f"{position:>7}  {token:>7}  {tokenizer.decode([token], skip_special_tokens=False)!r}")
@@ -314,16 +317,16 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
     if as_json:
         echo_json(facts)
         return
+    held = f"{amount(manifest.documents(), 'document')}, {amount(manifest.tokens(), 'token')}"
     if result.already_built:
-        mended = f"{result.repaired} damaged files repaired" if result.repaired else "read to its end and sound"
-        click.echo(
-            f"{out}: already built, {mended}, {manifest.documents():,} documents, {manifest.tokens():,} tokens"
-        )
+        sound = "read to its end and sound"
+        mended = f"{amount(result.repaired, 'damaged file')} repaired" if result.repaired else sound
+        click.echo(f"{out}: already built, {mended}, {held}")
         return
     click.echo(
-        f"{out}: {manifest.documents():,} documents, {manifest.tokens():,} tokens to train on, "
+        f"{out}: {held} to train on, "
         f"{manifest.documents('validation'):,} and {manifest.tokens('validation'):,} held out, "
-        f"{manifest.skipped:,} records left out ({result.bad:,} bad)"
+        f"{amount(manifest.skipped, 'record')} left out ({result.bad:,} bad)"
     )
     click.echo(
         f"{result.seconds:.1f} s: {rate / 1e6:.2f} M tokens/s, {result.text_bytes / 1e6 / result.seconds:.1f} MB/s "

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, amount, echo_json
 
 
 class Local(click.Path):
@@ -76,12 +76,12 @@ def import_command(
         return
     documents = manifest.documents() + manifest.documents("validation")
     click.echo(
-        f"{out}: {manifest.documents():,} documents, {manifest.tokens():,} tokens to train on, "
+        f"{out}: {amount(manifest.documents(), 'document')}, {amount(manifest.tokens(), 'token')} to train on, "
         f"{manifest.documents('validation'):,} and {manifest.tokens('validation'):,} held out"
     )
     click.echo(
-        f"end-of-document token {manifest.eod_id}: {documents - result.added:,} documents ended in it, "
-        f"{result.added:,} were given one; {result.empty:,} empty documents left out"
+        f"end-of-document token {manifest.eod_id}: {amount(documents - result.added, 'document')} ended in it, "
+        f"{result.added:,} were given one; {amount(result.empty, 'empty document')} left out"
     )
     click.echo(f"next: slw-prep info {out}")
 
@@ -123,7 +123,7 @@ def export(
         echo_json({"store": str(store), "format": form, "out": str(out), "documents": documents, "tokens": tokens})
     else:
         files = f"{out}.bin and {out}.idx" if form == "megatron" else str(out)
-        click.echo(f"{files}: {documents:,} documents, {tokens:,} tokens")
+        click.echo(f"{files}: {amount(documents, 'document')}, {amount(tokens, 'token')}")
 
 
 @click.command()
@@ -163,7 +163,7 @@ def pack(
                 seed=seed,
                 file_bytes=file_bytes,
                 force=force,
-                progress=lambda rows: progress.update(rows, f"{rows:,} sequences"),
+                progress=lambda rows: progress.update(rows, f"{amount(rows, 'sequence')}"),
             )
     cuts, least = len(packed.document) - len(lengths), least_cuts(lengths, seqlen)
     facts = {
@@ -181,8 +181,9 @@ def pack(
         echo_json(facts)
         return
     click.echo(
-        f"{len(lengths):,} documents in {packed.sequences:,} sequences of {seqlen:,}: "
-        f"{facts['padding']:,} positions of padding, {cuts:,} cuts where {least:,} are the least possible "
+        f"{amount(len(lengths), 'document')} in {amount(packed.sequences, 'sequence')} of {seqlen:,}: "
+        f"{amount(packed.padding(seqlen), 'position')} of padding, "
+        f"{amount(cuts, 'cut')} where {least:,} are the least possible "
         f"({facts['excess_cuts_per_document']:.4f} in excess a document)"
     )
     if out:

@@ -85,6 +85,11 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value))
 
 
+def amount(count: int, noun: str) -> str:
+    """1, "record" -> "1 record"; 2000 -> "2,000 records"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg]
     """A number of bytes such as 64M."""
 

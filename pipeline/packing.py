@@ -56,8 +56,12 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
 
     Every token goes into exactly one sequence; every sequence but the last is full. Documents longer than `seqlen`
     give full sequences first, and their last tokens to the packer. The longest piece of a row comes first. Raises
-    ConfigError for a length or seqlen under 1.
+    ConfigError for a length or seqlen under 1, and for what is no whole number.
     """
+    for name, given in (("lengths", lengths), ("seqlen", seqlen)):
+        kind = np.asarray(given).dtype
+        if kind.kind not in "iu" and np.size(given):
+            raise ConfigError("a number of tokens is a whole number", found=f"{name} of {kind}", allowed="integers")
     lengths = np.ascontiguousarray(lengths, dtype=np.int64)
     if seqlen < 1:
         raise ConfigError("a sequence needs at least one token", found=f"seqlen {seqlen}", allowed="1 or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.command import amount
 from pipeline.format import SPLIT_FOLDERS, Manifest
 from pipeline.lengths import Lengths, count_lengths, facts_of, merge
 from pipeline.reader import Store
@@ -44,12 +45,13 @@ def render(facts: dict[str, Any]) -> str:
     """`summary` as text: for each split a histogram by documents and by tokens, quantiles, and the sources."""
     lines = [
         f"{facts['store']}: vocabulary {facts['vocab_size']:,} as {facts['token_dtype']}, "
-        f"end of document {facts['eod_id']}, beginning {facts['bos_id']}, {facts['skipped']:,} records skipped"
+        f"end of document {facts['eod_id']}, beginning {facts['bos_id']}, "
+        f"{amount(facts['skipped'], 'record')} skipped"
     ]
     for name, split in facts["splits"].items():
         lines.append(
-            f"\n{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, "
-            f"{split['bytes_per_token']:.2f} bytes a token on disk, {split['shards']} shards"
+            f"\n{name}: {amount(split['documents'], 'document')}, {amount(split['tokens'], 'token')}, "
+            f"{split['bytes_per_token']:.2f} bytes a token on disk, {amount(split['shards'], 'shard')}"
         )
         lines += [*_histogram(split), "", *_quantiles(split)]
         if set(split["sources"]) != {""}:

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from runs import as_toml, settings_of, tiny_store
 
 from pipeline.cli import main as prep
+from pipeline.command import amount
 from train.cli import main as train
 
 COMMANDS = [(prep, "slw-prep", name) for name in prep.commands] + [(train, "slw-train", n) for n in train.commands]
@@ -78,6 +79,17 @@ def test_text_output_says_what_to_do_next(tmp_path):
     assert "each document served 1 times" in call(train, "plan", toml).stdout
     assert "validation loss" in call(train, "run", toml).stdout
     assert "spikes" in call(train, "compare", tmp_path / "run").stdout
+
+
+def test_one_thing_is_not_called_several(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n')
+    call(prep, "tokenizer", tmp_path / "c.jsonl", "--vocab-size", 257, "--out", tmp_path / "t.json")
+    (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n{"text": 3}\n')
+    build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", "--out", tmp_path / "s", "--skip-bad"]
+    assert "1 document, 7 tokens" in (built := call(prep, *build).stdout)
+    assert "1 record left out (1 bad)" in built
+    assert "1 shard," in call(prep, "verify", tmp_path / "s").stdout
+    assert [amount(n, "cut") for n in (0, 1, 2000)] == ["0 cuts", "1 cut", "2,000 cuts"]
 
 
 def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):

@@ -154,6 +154,20 @@ def test_another_store_seed_or_schedule_is_refused_by_name(store, tmp_path):
         CurriculumLoader(store, other, seed=3).load_state_dict(state)
 
 
+def test_a_step_beyond_the_end_of_the_schedule_is_refused(store):
+    schedule = Schedule.constant(seqlen=16, global_batch_sequences=4, epochs=1)
+    with CurriculumLoader(store, schedule, seed=1) as loader:
+        state, end = loader.state_dict(), loader.schedule.total_steps
+        for step in (end + 1, -1):
+            with pytest.raises(RunError, match=rf"step {step:,}[\s\S]*0 to {end:,}"):
+                loader.load_state_dict({**state, "step": step})
+        loader.load_state_dict({**state, "step": end})
+        assert next(loader, None) is None
+        shorter = Schedule.constant(seqlen=16, global_batch_sequences=4, total_tokens=64)
+        with CurriculumLoader(store, shorter, seed=1) as other, pytest.raises(RunError, match="ended before it"):
+            other.load_state_dict({**state, "step": end}, change_schedule=True)
+
+
 def test_damage_found_in_the_thread_reaches_the_caller(tmp_path):
     manifest = write_store(tmp_path, documents_of(LENGTHS))
     path = tmp_path / manifest.shards[0].file

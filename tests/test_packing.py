@@ -158,3 +158,10 @@ def test_excess_cuts_are_rare_when_a_whole_store_is_packed(seed, seqlen):
 def test_impossible_lengths_are_refused(lengths, seqlen):
     with pytest.raises(ConfigError, match="at least one token"):
         pack(np.array(lengths), seqlen)
+
+
+@pytest.mark.parametrize(("lengths", "seqlen"), [([1.5], 8), ([3, 4.0], 8), ([3], 8.5), (["3"], 8), ([True], 8)])
+def test_what_is_no_whole_number_is_refused_not_cut_down(lengths, seqlen):
+    with pytest.raises(ConfigError, match="whole number"):
+        pack(np.array(lengths), seqlen)
+    assert pack([], 8).sequences == 0

@@ -37,6 +37,12 @@ def loader_of(
     Raises ConfigError, RunError where neither is there, a rank is outside the world, or a run is given overrides.
     """
     ranks: Any = {"rank": rank, "world_size": world_size}
+    if not config_or_run.exists():
+        raise ConfigError(
+            "no such run and no such config",
+            where=config_or_run,
+            remedy="give a CONFIG.toml, or the directory that a run of it writes: its run.dir",
+        )
     if not config_or_run.is_dir():
         config = load_config(config_or_run, overrides)
         return config.loader(Store.open(config.store), **ranks)

@@ -62,10 +62,10 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for what is being written, but where the user is in a hurry; raises as `check` does."""
+        """Wait for what is being written; raises as `check` does, but where something else is raised already."""
         if kind is None:
             self.wait()
-        elif kind is not KeyboardInterrupt and self._thread is not None:
+        elif self._thread is not None:
             self._thread.join()
 
     def check(self) -> None:
