@@ -30,7 +30,8 @@ FREE_KEYS = {
 SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat(config: Config) -> dict[str, Any]:
+    """All settings as {"section.key": plain JSON value}."""
     data = config.model_dump(mode="json")
     pairs = ((section, value if isinstance(value, dict) else {"": value}) for section, value in data.items())
     return {f"{section}.{key}".rstrip("."): value for section, part in pairs for key, value in part.items()}
@@ -47,7 +48,7 @@ def check_folder(folder: Path, config: Config, change_schedule: bool, force: boo
                 "the run folder is not empty and holds no run", where=folder, remedy="choose another run.dir"
             )
         return
-    there, asked = json.loads(path.read_bytes()), _flat(config)
+    there, asked = json.loads(path.read_bytes()), flat(config)
     keys = [key for key in asked if there.get(key) != asked[key] and key not in FREE_KEYS]
     if change_schedule:
         keys = [key for key in keys if not key.startswith(SCHEDULE_KEYS)]
@@ -66,7 +67,7 @@ def write_config(folder: Path, config: Config) -> None:
     """Write RUN/config.json, whole or not at all."""
     for left in folder.glob(f".{CONFIG_NAME}.*"):  # by a kill
         left.unlink()
-    write_atomically(folder / CONFIG_NAME, partial(write_json, value=_flat(config)))
+    write_atomically(folder / CONFIG_NAME, partial(write_json, value=flat(config)))
 
 
 def clear(folder: Path) -> None:

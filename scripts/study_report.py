@@ -1,0 +1,224 @@
+"""The tables and the picture of a study's results: see study.py."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.plot import COLOURS
+from train.statistics import Mean, mean_of
+
+BAR = 0.5
+TABLE_NAME, JSON_NAME, PICTURE_NAME = "table.md", "table.json", "study.png"
+MARKERS = "osD^vP*X<>h"
+Results = list[dict[str, Any]]
+
+
+def report(results: Results, out: Path, bar: float = BAR) -> dict[str, Any]:
+    """Write table.md, table.json and study.png into `out`; returns what table.json holds."""
+    if not results:
+        raise RunError("the study has no result yet", where=out, remedy="run it: --store, --arms, --lrs, --seeds")
+    summary = summarise(results, bar)
+    (out / JSON_NAME).write_text(json.dumps(summary, indent=1) + "\n")
+    (out / TABLE_NAME).write_text(as_markdown(summary))
+    draw(summary, out / PICTURE_NAME)
+    return summary
+
+
+def summarise(results: Results, bar: float) -> dict[str, Any]:
+    """Plain JSON values: for each arm what each rate came to, its best rate, the largest that trains."""
+    arms = list(dict.fromkeys(Path(result["arm"]).stem for result in results))
+    cells = {
+        arm: {
+            lr: [r for r in results if Path(r["arm"]).stem == arm and r["lr"] == lr]
+            for lr in sorted({r["lr"] for r in results if Path(r["arm"]).stem == arm})
+        }
+        for arm in arms
+    }
+    means = [losses_of(cell) for rates in cells.values() for cell in rates.values()]
+    lowest = min((sum(losses) / len(losses) for losses in means if losses), default=math.inf)
+    limit = lowest + bar
+    made = {arm: arm_summary(rates, limit) for arm, rates in cells.items()}
+    for arm in arms:
+        made[arm]["beyond_first"] = difference(cells, made, arm, arms[0])
+    return {"bar": bar, "lowest_mean": lowest, "limit": limit, "runs": len(results), "arms": made}
+
+
+def arm_summary(rates: dict[float, Results], limit: float) -> dict[str, Any]:
+    """One arm. A run has failed where its loss is not finite or above `limit`."""
+    rows = {lr: cell_summary(cell, limit) for lr, cell in rates.items()}
+    sound = {lr: row for lr, row in rows.items() if row["failed"] == 0}
+    best = min(sound, key=lambda lr: sound[lr]["validation_loss"]["mean"], default=None)
+    return {
+        "rates": [{"lr": lr, **row} for lr, row in rows.items()],
+        "best_lr": best,
+        "largest_lr": max(sound, default=None),
+    }
+
+
+def cell_summary(cell: Results, limit: float) -> dict[str, Any]:
+    """One arm at one rate: over its seeds."""
+    losses = losses_of(cell)
+
+    def largest(key: str) -> float | None:
+        return max((r[key] for r in cell if r.get(key) is not None), default=None)
+
+    def mean(of: Callable[[dict[str, Any]], float | None]) -> dict[str, Any] | None:
+        values = [value for r in cell if (value := of(r)) is not None and math.isfinite(value)]
+        return as_json(mean_of(values)) if values else None
+
+    return {
+        "seeds": [r["seed"] for r in cell],
+        "failed": sum(r["validation_loss"] is None or not r["validation_loss"] <= limit for r in cell),
+        "not_finite": sum(r["status"] != "finished" for r in cell),
+        "validation_loss": mean(lambda r: r["validation_loss"]),
+        "losses": losses,
+        "spikes": mean(lambda r: r["spikes"]["1.2"] if r.get("spikes") else None),
+        "loss_ratio_max": largest("loss_ratio_max"),
+        "variance_max": mean(lambda r: r["variance_max"]),
+        "seconds": mean(lambda r: r["seconds"]),
+        "tokens": largest("tokens"),
+    }
+
+
+def difference(cells: dict[str, Any], made: dict[str, Any], arm: str, first: str) -> dict[str, Any] | None:
+    """Loss of `arm` less that of the first arm, each at its best rate, over the seeds both have."""
+    if arm == first or made[arm]["best_lr"] is None or made[first]["best_lr"] is None:
+        return None
+    here, there = (
+        {r["seed"]: r["validation_loss"] for r in cells[name][made[name]["best_lr"]]} for name in (arm, first)
+    )
+    pairs = [here[seed] - there[seed] for seed in here if seed in there]
+    return as_json(mean_of(pairs)) if pairs else None
+
+
+def losses_of(cell: Results) -> list[float]:
+    return [
+        r["validation_loss"] for r in cell if r["validation_loss"] is not None and math.isfinite(r["validation_loss"])
+    ]
+
+
+def as_json(mean: Mean) -> dict[str, Any]:
+    return {"mean": mean.mean, "half": mean.half, "n": mean.n}
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """Three tables with what they mean."""
+    arms, first = summary["arms"], next(iter(summary["arms"]))
+    rates = sorted({row["lr"] for arm in arms.values() for row in arm["rates"]})
+    lines = [
+        f"{summary['runs']} runs. Validation loss at full length, nats a token: mean ± half of its 95 % t-interval "
+        f"over seeds (n). A run has *failed* where its loss is not finite, or ends above {summary['limit']:.3f}: "
+        f"{summary['bar']:g} nats above the lowest mean of all; a rate *trains* where no seed failed.",
+        "",
+        f"| arm | best rate | loss there | less {first} at its best, same seeds | largest rate that trains | "
+        "spikes at best |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, arm in arms.items():
+        at_best = next((row for row in arm["rates"] if row["lr"] == arm["best_lr"]), None)
+        cells = ["-"] * 5
+        if at_best:
+            beyond, spikes = arm["beyond_first"], at_best["spikes"]
+            cells = [
+                f"{arm['best_lr']:g}",
+                shown(at_best["validation_loss"]),
+                shown(beyond, "+") if beyond else "",
+                f"{arm['largest_lr']:g}",
+                f"{spikes['mean']:.1f}" if spikes else "-",
+            ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", *grid("validation loss", arms, rates, loss_cell)]
+    lines += ["", *grid("largest loss ratio (mean of steps above 1.2)", arms, rates, ratio_cell)]
+    lines += ["", *grid("largest element of sqrt(v), mean", arms, rates, variance_cell)]
+    return "\n".join(lines) + "\n"
+
+
+def grid(title: str, arms: dict[str, Any], rates: list[float], cell: Callable[[dict[str, Any]], str]) -> list[str]:
+    """A table of arms by learning rates."""
+    lines = [f"| {title} | " + " | ".join(f"{lr:g}" for lr in rates) + " |", "|---" * (len(rates) + 1) + "|"]
+    for name, arm in arms.items():
+        rows = {row["lr"]: row for row in arm["rates"]}
+        lines.append(f"| {name} | " + " | ".join(cell(rows[lr]) if lr in rows else "" for lr in rates) + " |")
+    return lines
+
+
+def loss_cell(row: dict[str, Any]) -> str:
+    loss = shown(row["validation_loss"]) if row["validation_loss"] else ""
+    failed = f"{row['failed']} of {len(row['seeds'])} failed" if row["failed"] else ""
+    return "; ".join(part for part in (loss, failed) if part)
+
+
+def ratio_cell(row: dict[str, Any]) -> str:
+    if row["loss_ratio_max"] is None or row["spikes"] is None:
+        return "-"
+    return f"{row['loss_ratio_max']:.2f} ({row['spikes']['mean']:.1f})"
+
+
+def variance_cell(row: dict[str, Any]) -> str:
+    return f"{row['variance_max']['mean']:.2e}" if row["variance_max"] else "-"
+
+
+def shown(mean: dict[str, Any], sign: str = "") -> str:
+    half = "" if mean["half"] is None else f" ± {mean['half']:.3f}"
+    return f"{mean['mean']:{sign}.3f}{half} ({mean['n']})"
+
+
+def draw(summary: dict[str, Any], out: Path) -> None:
+    """Loss, spikes, largest loss ratio and variance over the learning rate, an arm a line."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
+    loss, spikes, ratio, variance = axes.flat
+    arms = summary["arms"]
+    for index, (name, arm) in enumerate(arms.items()):
+        aside = 1.03 ** (index - (len(arms) - 1) / 2)  # so that intervals do not hide each other
+        style = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": ("-", "--", ":")[index // len(COLOURS) % 3],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 1.3,
+        }
+        curve(loss, arm["rates"], "validation_loss", name, style, aside)
+        curve(spikes, arm["rates"], "spikes", name, style, aside)
+        curve(variance, arm["rates"], "variance_max", name, style, aside)
+        points = [(row["lr"] * aside, row["loss_ratio_max"]) for row in arm["rates"] if row["loss_ratio_max"]]
+        ratio.plot(*zip(*points, strict=True), label=name, **style) if points else None
+    loss.axhline(summary["limit"], color="grey", linestyle=":", linewidth=1)
+    means = [row["validation_loss"]["mean"] for a in arms.values() for row in a["rates"] if row["validation_loss"]]
+    if means:
+        low, limit = min(means), summary["limit"]
+        loss.set_ylim(low - 0.1 * (limit - low), min(max(means), low + 3 * (limit - low)) + 0.1)
+    titles = {
+        loss: f"validation loss at full length (dotted: failed above {summary['limit']:.2f})",
+        spikes: "steps with a loss ratio above 1.2, mean of a run",
+        ratio: "largest loss ratio of all seeds",
+        variance: "largest element of sqrt(v), mean of seeds",
+    }
+    for panel, title in titles.items():
+        panel.set_title(title)
+        panel.set_xlabel("learning rate")
+        panel.set_xscale("log")
+        panel.grid(alpha=0.3)
+    loss.set_ylabel("nats a token")
+    ratio.set_yscale("log")
+    variance.set_yscale("log")
+    spikes.set_yscale("symlog", linthresh=1)
+    handles, labels = loss.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    figure.savefig(out, dpi=90)
+    plt.close(figure)
+
+
+def curve(panel: Any, rates: list[dict[str, Any]], key: str, name: str, style: dict[str, Any], aside: float) -> None:
+    """Means with their intervals."""
+    rows = [row for row in rates if row[key]]
+    halves = [row[key]["half"] or 0.0 for row in rows]
+    xs, ys = [row["lr"] * aside for row in rows], [row[key]["mean"] for row in rows]
+    panel.errorbar(xs, ys, yerr=halves, capsize=2, elinewidth=0.8, label=name, **style)

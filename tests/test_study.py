@@ -1,0 +1,151 @@
+"""scripts/study.py: every run once whatever is cut off, divergence is a result, and tables of plain arithmetic."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from runs import as_toml, settings_of, tiny_store
+
+from pipeline.errors import ConfigError
+from train.config import load_config
+
+ROOT = Path(__file__).parents[1]
+ARMS = sorted(path for path in (ROOT / "experiments").glob("*.toml") if path.stem != "base")
+
+
+@pytest.fixture(scope="module")
+def study():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    yield importlib.import_module("study")
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A tiny store and two arms."""
+    tiny_store(tmp_path / "store")
+    tables = settings_of("none", "none", run__validate_every_steps=100)
+    (tmp_path / "grow.toml").write_text(as_toml(tables))
+    flat = 'base = "grow.toml"\n[curriculum]\npacing = "staged"\nseqlens = [32]\nboundaries = []\n'
+    (tmp_path / "cut.toml").write_text('base = "grow.toml"\n[curriculum]\ndealing = "truncate"\n')
+    (tmp_path / "flat.toml").write_text(flat)
+    return tmp_path
+
+
+def call(place, *arguments, status=0):
+    command = [sys.executable, ROOT / "scripts/study.py", "--out", place / "out", *arguments]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def results_of(place):
+    return [json.loads(line) for line in (place / "out/results.jsonl").read_text().splitlines()]
+
+
+def test_a_study_cut_off_goes_on_and_runs_nothing_twice(place):
+    asked = [
+        "--store",
+        place / "store",
+        "--arms",
+        f"{place / 'grow.toml'},{place / 'cut.toml'}",
+        "--lrs",
+        "1e-3,1e30",
+    ]
+    call(place, *asked, "--seeds", "1", "--workers", "2")
+    first = results_of(place)
+    assert sorted((Path(r["arm"]).stem, r["lr"]) for r in first) == [
+        ("cut", 1e-3),
+        ("cut", 1e30),
+        ("grow", 1e-3),
+        ("grow", 1e30),
+    ]
+    assert {(r["lr"], r["status"], r["validation_loss"] is None) for r in first} == {
+        (1e-3, "finished", False),
+        (1e30, "not finite", True),
+    }
+    kept, cut = first[:3], json.dumps(first[3])
+    (place / "out/results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept) + cut[: len(cut) // 2])
+    done = call(place, *asked, "--seeds", "1", "--workers", "1", "--json")
+    assert done.stderr.count("/4 ") == 1
+    again = results_of(place)
+    assert again[:3] == kept
+    timeless = [{k: v for k, v in r.items() if k not in ("seconds", "error")} for r in (first[3], again[3])]
+    assert timeless[0] == timeless[1]
+    summary = json.loads(done.stdout)
+    assert {name: (arm["best_lr"], arm["largest_lr"]) for name, arm in summary["arms"].items()} == {
+        "grow": (1e-3, 1e-3),
+        "cut": (1e-3, 1e-3),
+    }
+    assert json.loads((place / "out/table.json").read_text()) == summary
+    assert "1 of 1 failed" in (place / "out/table.md").read_text()
+    assert (place / "out/study.png").read_bytes().startswith(b"\x89PNG")
+    (place / "grow.toml").write_text(
+        (place / "grow.toml").read_text().replace("warmup_steps = 5", "warmup_steps = 6")
+    )
+    assert "warmup_steps: 5 there, 6 asked" in call(place, *asked, "--seeds", "1", status=2).stderr
+
+
+def test_a_run_of_a_study_is_that_of_the_same_command(study, place):
+    job = {"arm": str(place / "grow.toml"), "lr": 2e-3, "seed": 3, "store": str(place / "store"), "set": ["clip=0.5"]}
+    config = study.load({**job, "out": str(place)})
+    same = ["store=" + job["store"], "optimizer.lr=2e-3", "run.seed=3", "clip=0.5", f"run.dir={config.run.dir}"]
+    assert config == load_config(place / "grow.toml", same)
+    assert study.load({**job, "out": "x", "lr": 1e-3}).run.dir != study.load({**job, "out": "x"}).run.dir
+    with pytest.raises(ConfigError, match=r"no such arm[\s\S]*batch-warmup, constant"):
+        study.load({**job, "out": "x", "arm": "slw2"})
+
+
+def test_mistakes_end_in_a_message(place):
+    assert "no result yet" in call(place, "--report", status=1).stderr
+    assert "give --store" in call(place, status=2).stderr
+    assert "no such arm" in call(place, "--store", place / "store", "--arms", "nothing", status=2).stderr
+
+
+def result(arm, lr, seed, loss, spikes=0):
+    known = {"loss_ratio_max": 1.5, "variance_max": 0.1, "seconds": 2.0, "tokens": 9, "spikes": {"1.2": spikes}}
+    status = "finished" if loss is not None else "not finite"
+    return {"arm": arm, "lr": lr, "seed": seed, "validation_loss": loss, "status": status, **known}
+
+
+def test_the_summary_is_plain_arithmetic(study):
+    losses = {("a", 0.1): [2.0, 2.2], ("a", 0.2): [1.9, 2.9], ("b", 0.1): [1.8, 2.1], ("b", 0.2): [2.3, None]}
+    results = [result(arm, lr, seed, loss) for (arm, lr), row in losses.items() for seed, loss in enumerate(row)]
+    summary = study.study_report.summarise(results, 0.5)
+    assert math.isclose(summary["limit"], 1.95 + 0.5)
+    a, b = summary["arms"]["a"], summary["arms"]["b"]
+    assert [row["failed"] for row in a["rates"]] == [0, 1]
+    assert [row["failed"] for row in b["rates"]] == [0, 1]
+    assert (a["best_lr"], a["largest_lr"], b["best_lr"]) == (0.1, 0.1, 0.1)
+    assert math.isclose(b["beyond_first"]["mean"], ((1.8 - 2.0) + (2.1 - 2.2)) / 2)
+    half = 12.7062 * 0.15 * math.sqrt(2) / math.sqrt(2)  # t(0.975, 1) * s / sqrt(2), s = 0.3 / sqrt(2)
+    assert math.isclose(b["rates"][0]["validation_loss"]["half"], half, rel_tol=1e-4)
+    assert b["rates"][1]["validation_loss"] == {"mean": 2.3, "half": None, "n": 1}
+    wide = study.study_report.summarise(results, 5.0)["arms"]
+    assert (wide["a"]["largest_lr"], wide["b"]["largest_lr"]) == (0.2, 0.1)
+
+
+@pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)
+def test_every_arm_has_the_same_tokens_validation_and_warmup_tokens(path):
+    arm, base = load_config(path), tomllib.loads((ROOT / "experiments/base.toml").read_text())
+    assert arm.run.model_dump(exclude_unset=True, mode="json") == base["run"]
+    schedule = arm.schedule()
+    assert schedule.max_seqlen == 256
+    first = schedule.phases[0] if schedule.phases else None
+    tokens = first.seqlen * 16 if first else arm.batch.global_batch_tokens  # 16 sequences, or as many tokens
+    if path.stem == "constant-long-warmup":
+        slw = load_config(path.with_name("slw.toml"))
+        warmup = slw.schedule().tokens_before(slw.optimizer.warmup_steps)
+        assert abs(arm.optimizer.warmup_steps * tokens - warmup) < 2 * tokens
+    elif path.stem == "batch-warmup":
+        slw = load_config(path.with_name("slw.toml"))
+        assert arm.optimizer == slw.optimizer
+        assert arm.schedule().total_steps == slw.schedule().total_steps
+    else:
+        assert arm.optimizer.warmup_steps * tokens == base["optimizer"]["warmup_steps"] * 16 * 256
