@@ -2,7 +2,8 @@
 
 At its first use a shard is mapped and its list offsets are checked; before a token of it is served its digest is
 compared with the manifest too. That result is remembered by size and modification time in STORE/.verified, so that
-the next process need not read the whole store. Price: 100 bytes a shard, nothing a document, until `lengths` is asked
+the next process need not read the whole store: only what of it is not in memory, in order, before its documents are
+read in a random one. Price: 100 bytes a shard, nothing a document, until `lengths` is asked
 for (8 bytes a document).
 
 A remote store (`s3://...`) is read through a `Cache` of whole shards; only the lengths are read without it, from the
@@ -29,11 +30,13 @@ from pipeline.cache import Cache, read_head
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import is_local, place
+from pipeline.readthrough import in_memory, read_through
 
 VERIFIED_NAME = ".verified"
 HEAD_BYTES = 16 << 10
 """More than the Arrow messages before a shard's list offsets take."""
 REQUESTS_AT_ONCE = 16
+SHARDS_AT_ONCE = 4
 REMEDY = "see what is damaged: slw-prep verify {}; the same `slw-prep build` again repairs just that"
 
 
@@ -219,12 +222,12 @@ class Store:
     def _use_shards(self, indices: list[int]) -> _Held:
         with self._lock:
             self._make_room(indices)
-            for index in indices:
-                if not self._ready[index]:
-                    self._map(index)
-                    if self._verify:
-                        self._verify_shard(index)
-                    self._ready[index] = True
+            fresh = [index for index in indices if not self._ready[index]]
+            for index in fresh:
+                self._map(index)
+            if self._cache is None:
+                self._read(fresh)  # what the cache fetched was compared, and is in memory
+            self._ready[fresh] = True
             if self._cache is None:
                 return _Held((self._offsets_at, self._tokens_at))
             maps = [self._offsets[index] for index in indices]
@@ -297,26 +300,36 @@ class Store:
             raise StoreError("a shard is damaged: its list offsets are not sound", where=where, remedy=remedy)
         return offsets, token_buffer.address
 
-    def _verify_shard(self, index: int) -> None:
-        """Compare the digest of a mapped shard with the manifest's, unless that was done before."""
-        if self._cache is not None:
-            return  # compared when it was fetched
-        shard = self.shards[index]
-        stamp = [shard.digest, shard.bytes, self._local(shard).stat().st_mtime_ns]
-        if self._verified.get(shard.file) == stamp:
-            return
-        self._maps[index].seek(0)
-        found = xxhash.xxh3_128_hexdigest(self._maps[index].read_buffer())
-        if found != shard.digest:
-            raise StoreError(
-                "a shard is damaged: its digest is not the one in the manifest",
-                where=self._local(shard),
-                found=found,
-                allowed=shard.digest,
-                remedy=REMEDY.format(self.path),
-            )
-        self._verified[shard.file] = stamp
-        self._remember_verified()
+    def _read(self, indices: list[int]) -> None:
+        """Have mapped shards in memory, their digests equal to the manifest's; several are read at a time.
+
+        One whose digest was compared before is read where it is not in memory, so that its documents, which come in
+        random order, need not be.
+        """
+        verified, stamps = self._verified, dict[str, list[Any]]()
+
+        def read(index: int) -> str:
+            shard, path = self.shards[index], self._local(self.shards[index])
+            stamp = [shard.digest, shard.bytes, path.stat().st_mtime_ns]
+            known = not self._verify or verified.get(shard.file) == stamp
+            found = shard.digest if known and in_memory(path) else read_through(path)
+            if not known and found == shard.digest:
+                stamps[shard.file] = stamp
+            return found if self._verify else shard.digest
+
+        with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+            for index, found in zip(indices, pool.map(read, indices), strict=True):
+                if found != self.shards[index].digest:
+                    raise StoreError(
+                        "a shard is damaged: its digest is not the one in the manifest",
+                        where=self._local(self.shards[index]),
+                        found=found,
+                        allowed=self.shards[index].digest,
+                        remedy=REMEDY.format(self.path),
+                    )
+        if stamps:
+            verified.update(stamps)
+            self._remember_verified()
 
     @cached_property
     def _verified(self) -> dict[str, list[Any]]:
