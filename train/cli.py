@@ -126,10 +126,11 @@ def run(
         echo_json(dataclasses.asdict(outcome))
     else:
         loss = "" if outcome.validation_loss is None else f", validation loss {outcome.validation_loss:.4f}"
+        spikes = ", ".join(f"{count} spikes above {ratio}" for ratio, count in outcome.spikes.items())
         done = "" if outcome.finished else "stopped; the same command goes on: "
         click.echo(
             f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
-            f"{outcome.spikes} spikes, {outcome.elapsed_s:.0f} s"
+            f"{spikes}, {outcome.elapsed_s:.0f} s"
         )
         if outcome.lengths:
             taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)

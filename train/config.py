@@ -179,6 +179,10 @@ class RunConfig(Section):
     """Most held-out tokens of one validation, rounded up to whole batches."""
     log_every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Figures leave the device once in so many steps; a line a step all the same. "auto": cuda 10, cpu 1."""
+    spike_ratios: list[Annotated[float, Field(gt=1)]] = [1.2]
+    """Loss ratios above which a step is counted as a spike: docs/stability.md."""
+    attention_logits_every_steps: int = Field(0, ge=0)
+    """The largest attention logit once in so many steps, on a forward of its own; 0: never."""
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

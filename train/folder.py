@@ -25,6 +25,8 @@ FREE_KEYS = {
     "run.keep_every_steps",
     "run.validate_every_steps",
     "run.log_every_steps",
+    "run.spike_ratios",
+    "run.attention_logits_every_steps",
 }
 """What may differ at a resume without changing the run."""
 SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")

@@ -31,7 +31,10 @@ class Outcome:
     tokens_seen: int
     validation_loss: float | None
     """At full length, nats a token; None without held-out documents."""
-    spikes: int
+    spikes: dict[str, int]
+    """Threshold of the loss ratio -> steps above it."""
+    clipped_share: float
+    """Of the steps: those whose gradients were scaled down."""
     elapsed_s: float
     lengths: list[tuple[int, int]] = field(default_factory=list)
     """(first step, seqlen) that an adaptive schedule took."""
@@ -76,7 +79,17 @@ def _run(config: Config, change_schedule: bool, warn: Callable[[str], None]) -> 
         this.loader.close()
     at = this.at
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
-    return Outcome(str(folder), finished, at.step, at.tokens_seen, validation, this.ratio.spikes, at.elapsed_s, taken)
+    return Outcome(
+        str(folder),
+        finished,
+        step=at.step,
+        tokens_seen=at.tokens_seen,
+        validation_loss=validation,
+        spikes=this.ratio.spikes,
+        clipped_share=at.clipped / max(at.step, 1),
+        elapsed_s=at.elapsed_s,
+        lengths=taken,
+    )
 
 
 def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float | None]:

@@ -16,6 +16,7 @@ from curriculum.adaptive import Calm
 from curriculum.batch import Batch
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
+from pipeline.packing import Packed
 from pipeline.reader import Store
 from train import checkpoint
 from train.checkpoint import Saved
@@ -27,10 +28,11 @@ from train.optimizer import learning_rate, make_optimizer
 from train.pending import Done, Pending
 from train.saver import Saver
 from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
-from train.stability import AdamVariance, LossRatio
+from train.stability import AdamVariance, LossRatio, first_row, largest_attention_logit
 from train.start import shape_to_begin_with
 from train.trained import load_hf_weights
 from train.validation import validation_loss
+from train.watch import Watch, sentence, told
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Progressed:
     tokens_seen: int = 0
     elapsed_s: float = 0.0
     """Training alone, without validation and checkpoints; as of the last fetch."""
+    clipped: int = 0
+    """Steps whose gradients were scaled down; as of the last fetch."""
 
 
 class Run:
@@ -76,7 +80,11 @@ class Run:
         self.at = Progressed()
         self.clipping = Clipping(config.optimizer)
         self.variance = AdamVariance(self.model, self.optimizer)
-        self.ratio = LossRatio()
+        self.ratio = LossRatio(config.run.spike_ratios)
+        self.watch = Watch()
+        self.pieces: dict[int, Packed] = {}
+        """Of the steps that wait for a fetch, for the watch to tell."""
+        self.nothing = torch.full((), math.nan, device=self.device)
         self.pending = Pending()
         settings = config.run
         self.saver = Saver(settings.dir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps)
@@ -103,8 +111,9 @@ class Run:
         rate = learning_rate(self.config.optimizer, at.step, at.tokens_seen, self.schedule.total_tokens or 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures = self.update(batch)
+        figures = {"attention_logit_max": self.attention_logit(batch), **self.update(batch)}
         at.step += 1
+        self.pieces[at.step] = batch.pieces
         at.tokens_seen += batch.targets
         facts = {
             "step": at.step,
@@ -139,7 +148,7 @@ class Run:
 
         Raises RunError where a loss is not finite; a checkpoint follows a fetch, so none holds such weights.
         """
-        lines = []
+        lines: list[dict[str, Any]] = []
         for done in self.pending.fetch():
             figures = done.figures
             variance = self.variance.named(figures)
@@ -147,7 +156,9 @@ class Run:
                 raise _not_finite(self.config.run.dir, done.facts["step"], figures, variance)
             ratio = self.ratio.update(figures["loss"], done.facts["seqlen"])
             self.at.elapsed_s += done.took_s
+            self.at.clipped += figures["clipped"] > 0
             times = {"elapsed_s": self.at.elapsed_s, "tokens_per_s": done.targets / done.took_s}
+            logit = figures["attention_logit_max"]
             lines.append(
                 {
                     **done.facts,
@@ -158,9 +169,36 @@ class Run:
                     "grad_norm": figures["grad_norm"],
                     "clipped": figures["clipped"],
                     **variance,
+                    **({} if math.isnan(logit) else {"attention_logit_max": logit}),
                 }
             )
+            if alarms := self.alarms(lines[-1]):
+                lines[-1]["watch"] = alarms
+        self.pieces.clear()
         return lines
+
+    def alarms(self, line: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the watch says of a step, told to `warn` too."""
+        step, found = line["step"], self.watch.update(line["seqlen"], line)
+        where = (str(self.config.run.dir), step, line["variance_argmax"], self.pieces[step])
+        alarms = [told(alarm, *where, self.store) for alarm in found]
+        for alarm in alarms:
+            self.warn(sentence(alarm))
+        return alarms
+
+    def attention_logit(self, batch: Batch) -> Tensor:
+        """The largest attention logit of the batch's first row before the update, where it is asked for; else NaN."""
+        every = self.config.run.attention_logits_every_steps
+        if not every or batch.step % every:
+            return self.nothing
+        row = first_row(batch)
+        (part,) = micro_batches(row, row.seqlen, self.device, self.config.model.mask)
+
+        def forward() -> None:
+            with self.autocast():
+                self.model(part.input_ids, part.position_ids, part.sight)
+
+        return largest_attention_logit(self.model, forward, part.sight)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 matrix products where configured."""
@@ -201,6 +239,7 @@ class Run:
             "progressed": asdict(self.at),
             "loss_ratio": self.ratio.state_dict(),
             "clipping": self.clipping.state_dict(),
+            "watch": self.watch.state_dict(),
             "calm": asdict(self.calm),
             "positions": self.model.positions.num_embeddings,
             "loader": self.loader.state_dict(),
@@ -218,7 +257,8 @@ class Run:
         load_optimizer(checkpoint.read_optimizer(folder), self.model, self.optimizer)
         load_random_state(state["random"])
         self.at = Progressed(**state["progressed"])
-        self.ratio = LossRatio.from_state(state["loss_ratio"])
+        self.ratio = LossRatio.from_state(state["loss_ratio"], self.config.run.spike_ratios)
+        self.watch = Watch.from_state(state["watch"])
         self.clipping.load_state_dict(state["clipping"], self.device)
         self.calm = Calm(**state["calm"])
 

@@ -7,15 +7,19 @@ made on the device, and nothing here waits for it: who wants numbers fetches the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curriculum.batch import Batch
+from train.attention import Sight
+
 SPIKE_RATIO = 1.2
-"""A loss ratio above this counts as a spike."""
+"""A loss ratio above this counts as a spike, where nothing else is said."""
 ROOTS_AT_ONCE = 1 << 25
 """Elements of v whose roots are held at once, or one tensor: 128 MiB."""
 
@@ -41,10 +45,14 @@ class LossRatio:
     that: where the length only grows, the minimum before it is mostly one of shorter sequences, which were harder.
     """
 
+    thresholds: Sequence[float] = (SPIKE_RATIO,)
     least: dict[int, float] = field(default_factory=dict)
     """seqlen -> least loss so far."""
-    spikes: int = 0
-    """Steps whose own ratio was above SPIKE_RATIO."""
+    spikes: dict[str, int] = field(default_factory=dict)
+    """Threshold, as text -> steps whose own ratio was above it."""
+
+    def __post_init__(self) -> None:
+        self.spikes = {f"{ratio:g}": self.spikes.get(f"{ratio:g}", 0) for ratio in self.thresholds}
 
     def update(self, loss: float, seqlen: int) -> Ratio:
         """The ratios of a step with `loss` nats a token. A loss that is not a number leaves the minimum alone."""
@@ -53,7 +61,8 @@ class LossRatio:
         ratio = Ratio(*(loss / least if math.isfinite(least) else 1.0 for least in (own, overall)))
         if loss < own:
             self.least[seqlen] = loss
-        self.spikes += not ratio.own <= SPIKE_RATIO
+        for threshold in self.thresholds:
+            self.spikes[f"{threshold:g}"] += not ratio.own <= threshold
         return ratio
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,9 +70,9 @@ class LossRatio:
         return {"least": list(self.least.items()), "spikes": self.spikes}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> LossRatio:
-        """What `state_dict` gave."""
-        return cls({int(seqlen): loss for seqlen, loss in state["least"]}, state["spikes"])
+    def from_state(cls, state: dict[str, Any], thresholds: Sequence[float] = (SPIKE_RATIO,)) -> LossRatio:
+        """What `state_dict` gave; a threshold that is new counts from here on."""
+        return cls(thresholds, {int(seqlen): loss for seqlen, loss in state["least"]}, state["spikes"])
 
 
 class AdamVariance:
@@ -96,6 +105,45 @@ class AdamVariance:
         """The fetched figures of `measure`, the tensor by its name."""
         name = self.names[int(figures["variance_argmax"])]
         return {**{key: figures[key] for key in ("variance_l1", "variance_max")}, "variance_argmax": name}
+
+
+@torch.no_grad()
+def largest_attention_logit(model: nn.Module, forward: Callable[[], object], sight: Sight) -> Tensor:
+    """The largest q k / sqrt(D) of all layers and heads over the pairs seen, float32 [], on the device.
+
+    `forward` runs `model` on one row of L tokens, with `sight` in the form for rows. Logits that grow without bound
+    saturate the softmax, and training diverges (Dehghani et al. 2023, arXiv 2302.05442). Queries and keys are taken
+    as `attention.qkv` of each block puts them out, on a pass of its own that nothing compiled takes part in: the step
+    stays as it is. Price: a forward of one row, and H L^2 logits at once.
+    """
+    largest = []
+
+    def look(attention: Any) -> Callable[[nn.Module, Any, Tensor], None]:
+        def note(_: nn.Module, inputs: Any, projected: Tensor) -> None:
+            parts = projected[0].float().view(projected.shape[1], 3, attention.heads, -1)
+            q, k, _v = parts.permute(1, 2, 0, 3)  # [H, L, D]
+            logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # [H, L, L]
+            seen = torch.ones_like(logits, dtype=torch.bool).tril() if sight.mask is None else sight.mask[0]
+            largest.append(logits.masked_fill(~seen, -math.inf).max())
+
+        return note
+
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "qkv")]
+    hooks = [layer.qkv.register_forward_hook(look(layer)) for layer in layers]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(largest).max()
+
+
+def first_row(batch: Batch) -> Batch:
+    """The first row of a batch, as a batch."""
+    spans = batch.cu_seqlens[batch.cu_seqlens <= batch.seqlen]
+    arrays = {name: getattr(batch, name)[:1] for name in ("input_ids", "labels", "position_ids")}
+    return replace(batch, **arrays, cu_seqlens=spans, max_seqlen=int(np.diff(spans).max()))
 
 
 def _parts(sizes: Sequence[int]) -> list[slice]:
