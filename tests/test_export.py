@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from runs import config_of, tiny_store
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
 
 from pipeline.errors import RunError, StoreError
 from train import checkpoint, loop
@@ -61,6 +61,40 @@ def test_scaled_embeddings_are_multiplied_in_and_the_output_layer_untied(tmp_pat
     export_hf(tmp_path / "run", tmp_path / "hf")
     torch.testing.assert_close(theirs(tmp_path / "hf"), ours(load_run(tmp_path / "run")), atol=1e-4, rtol=0)
     with pytest.raises(RunError, match="tie_word_embeddings"):
+        load_hf(tmp_path / "hf")
+
+
+@pytest.fixture(scope="module")
+def rotary(run):
+    """A run with rotary positions."""
+    folder = run.parent / "rotary"
+    config = config_of(run.parent / "store", folder, model__positions="rope", model__rope_theta=500.0)
+    loop.run(config, warn=lambda text: None)
+    return folder
+
+
+def test_rotary_positions_make_a_gpt_neox_with_our_logits_and_back(rotary, tmp_path):
+    export_hf(rotary, tmp_path / "hf")
+    assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), GPTNeoXForCausalLM)
+    torch.testing.assert_close(theirs(tmp_path / "hf"), ours(load_run(rotary)), atol=1e-4, rtol=0)
+    back = load_hf(tmp_path / "hf")
+    assert back.shape.model.rope_theta == 500
+    assert torch.equal(ours(back), ours(load_run(rotary)))
+    longer = torch.randint(0, 50, (1, 64))  # rotary positions have no end
+    torch.testing.assert_close(theirs(tmp_path / "hf", longer), ours(back, longer), atol=1e-4, rtol=0)
+
+
+def test_scaled_rotary_embeddings_are_exported_too(run, tmp_path):
+    changes = {"model__positions": "rope", "model__init": "scaled_embedding"}
+    loop.run(config_of(run.parent / "store", tmp_path / "run", **changes), warn=lambda text: None)
+    export_hf(tmp_path / "run", tmp_path / "hf")
+    torch.testing.assert_close(theirs(tmp_path / "hf"), ours(load_run(tmp_path / "run")), atol=1e-4, rtol=0)
+
+
+def test_the_usual_gpt_neox_is_refused(rotary, tmp_path):
+    export_hf(rotary, tmp_path / "hf")
+    changed_config(tmp_path / "hf", use_parallel_residual=True)
+    with pytest.raises(RunError, match="use_parallel_residual False"):
         load_hf(tmp_path / "hf")
 
 
@@ -175,7 +209,7 @@ def test_a_pickle_is_never_read(foreign, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "llama"}, "not a GPT-2"),
+        ({"model_type": "llama"}, "gpt2 or gpt_neox"),
         ({"activation_function": "relu"}, "activation_function gelu_new"),
         ({"n_inner": 77}, "n_inner 128"),
         ({"scale_attn_by_inverse_layer_idx": True}, "another make"),

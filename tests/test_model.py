@@ -1,5 +1,7 @@
 """The model: masks equal a slow twin, and documents in one row do not see each other."""
 
+import cmath
+import itertools
 import math
 
 import pytest
@@ -7,16 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.attention import sight_of_positions
+from train.attention import Sight, sight_of_positions
 from train.config import PRESETS, ModelConfig
 from train.model import GPT2
+from train.rotary import rotate, rotation
 
 CONFIG = {"layers": 2, "width": 32, "heads": 2}
 
 
-def model(mask="document"):
+def model(mask="document", positions="learned"):
     torch.manual_seed(0)
-    return GPT2(ModelConfig(**CONFIG, mask=mask), 50, 64).eval()
+    return GPT2(ModelConfig(**CONFIG, mask=mask, positions=positions), 50, 64).eval()
 
 
 def positions(rows):
@@ -41,9 +44,9 @@ def test_the_document_mask_equals_its_slow_twin(rows):
 
 
 @settings(max_examples=10)
-@given(ROWS)
-def test_packed_documents_give_the_logits_they_give_alone(rows):
-    net = model()
+@given(ROWS, st.sampled_from(["learned", "rope"]))
+def test_packed_documents_give_the_logits_they_give_alone(rows, kind):
+    net = model(positions=kind)
     ids = torch.randint(0, 50, (len(rows), 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         together = net(ids, positions(rows))
@@ -77,6 +80,28 @@ def test_the_loss_is_a_sum_over_targets_only():
         second = net.loss(ids[1:], positions([[16]]), labels[1:])
     torch.testing.assert_close(first + second, whole)
     assert whole.item() / 32 == pytest.approx(math.log(50), abs=0.3)  # not of the padded vocabulary
+
+
+@torch.no_grad()
+def test_rotary_logits_depend_on_distances_only():
+    torch.manual_seed(0)
+    net = GPT2(ModelConfig(**CONFIG, positions="rope"), 50, 64).eval()
+    for block in net.blocks:
+        block.attention.qkv.weight *= 20  # or attention is all but even, whatever the positions
+    ids = torch.randint(0, 50, (2, 24))
+    at = torch.arange(24).expand_as(ids)
+    torch.testing.assert_close(net(ids, at, Sight()), net(ids, at + 1000, Sight()), atol=1e-3, rtol=0)
+    assert not torch.allclose(net(ids, at, Sight()), net(ids, at * 2, Sight()), atol=1e-2)
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 100.0])
+def test_rotation_equals_its_slow_twin(theta):
+    x, at = torch.randn(2, 5, 3, 8), torch.randint(0, 500, (2, 5))
+    expected = torch.empty_like(x)
+    for b, t, h, i in itertools.product(range(2), range(5), range(3), range(4)):
+        pair = complex(x[b, t, h, i], x[b, t, h, i + 4]) * cmath.exp(1j * int(at[b, t]) * theta ** (-2 * i / 8))
+        expected[b, t, h, i], expected[b, t, h, i + 4] = pair.real, pair.imag
+    torch.testing.assert_close(rotate(x, rotation(at, 8, theta)), expected, atol=1e-4, rtol=0)
 
 
 PUBLISHED = {  # GPT-2: exactly, as the checkpoints that OpenAI released; GPT-3: as its paper rounds

@@ -69,7 +69,8 @@ def test_it_trains_from_there_and_a_resume_goes_on_instead_of_beginning_again(st
     [
         ({"model__layers": 3}, r"layers 2[\s\S]*layers 3[\s\S]*model\.layers=2"),
         ({"model__heads": 4}, r"heads 2[\s\S]*model\.heads=2"),
-        ({"model__init": "scaled_embedding"}, r"embedding_scale 1\.0[\s\S]*model\.init=gpt2"),
+        ({"model__init": "scaled_embedding"}, r"init gpt2[\s\S]*model\.init=gpt2"),
+        ({"model__positions": "rope"}, r"positions learned[\s\S]*model\.positions=learned"),
         ({"curriculum__seqlen_end": 64}, r"64 tokens[\s\S]*48 tokens"),
     ],
 )

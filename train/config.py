@@ -54,6 +54,10 @@ class ModelConfig(Section):
     heads: int = Field(0, ge=0)
     mask: Literal["document", "causal"] = "document"
     """"document": attention stays within a piece of a document. "causal": it sees the whole row before it."""
+    positions: Literal["learned", "rope"] = "learned"
+    """"learned": as many as the longest length, as in GPT-2 and GPT-3. "rope": rotary, without parameters."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of rotary angles."""
     init: Literal["gpt2", "small", "scaled_embedding"] = "gpt2"
     """Deviation of the weights, and whether embeddings are scaled up: `train.model.GPT2`."""
 
@@ -71,6 +75,8 @@ class ModelConfig(Section):
             raise ValueError("layers, width and heads must be positive")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.positions == "rope" and self.width // self.heads % 2:
+            raise ValueError(f'positions "rope" need heads of even size, found {self.width // self.heads}')
         return self
 
     @property

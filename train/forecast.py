@@ -111,7 +111,7 @@ def parameters(config: Config, vocab_size: int) -> int:
     """Parameters of the model that take part in matrix products: all but positions."""
     with torch.device("meta"):
         model = GPT2(config.model, vocab_size, 1)
-    return sum(p.numel() for p in model.parameters()) - model.positions.weight.numel()
+    return sum(p.numel() for name, p in model.named_parameters() if name != "positions.weight")
 
 
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:

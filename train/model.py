@@ -1,4 +1,4 @@
-"""GPT-2 in plain torch: learned positions, pre-norm blocks, tied embeddings.
+"""GPT-2 in plain torch: learned or rotary positions, pre-norm blocks, tied embeddings.
 
 Shapes: B sequences, L tokens a sequence, C width, H heads, D = C / H. The document mask keeps attention within a
 span (a piece of one document); positions count from 0 in each span, so a sequence of several pieces costs no quality.
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from train.attention import Sight, attend, sight_of_positions
 from train.config import ModelConfig
 from train.loss import Kernel, cross_entropy, log_likelihoods
+from train.rotary import Rotation, rotate, rotation
 
 VOCAB_MULTIPLE = 128
 """The embedding is padded to a multiple of this: matrix products are faster. The extra ids never occur
@@ -31,9 +32,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight, turned: Rotation | None) -> Tensor:
         """x [B, L, C] -> [B, L, C]."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # [B, L, H, D]
+        if turned is not None:
+            q, k = rotate(q, turned), rotate(k, turned)
         return self.out(attend(q, k, v, sight).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -48,9 +51,9 @@ class Block(nn.Module):
         self.up = nn.Linear(config.width, 4 * config.width)
         self.down = nn.Linear(4 * config.width, config.width)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        """x [B, L, C] -> [B, L, C]."""
-        x = x + self.attention(self.norm_1(x), sight)
+    def forward(self, x: Tensor, sight: Sight, turned: Rotation | None = None) -> Tensor:
+        """x [B, L, C] -> [B, L, C]; `turned` by rotary positions."""
+        x = x + self.attention(self.norm_1(x), sight, turned)
         return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))  # type: ignore[no-any-return]
 
 
@@ -60,12 +63,12 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, max_seqlen: int) -> None:
         super().__init__()
         self.config = config
-        self.vocab_size = vocab_size
+        self.vocab_size, self.max_seqlen = vocab_size, max_seqlen
         self.kernel: Kernel = log_likelihoods
         """Of the loss; `train.compile` puts a compiled one in its place."""
         padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.tokens = nn.Embedding(padded, config.width)
-        self.positions = nn.Embedding(max_seqlen, config.width)
+        self.positions = nn.Embedding(max_seqlen, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.apply(self._initialise)
@@ -96,20 +99,28 @@ class GPT2(nn.Module):
         Without, a span begins where a position is 0; with the mask "causal" a row is one span and positions count
         from its start.
         """
+        x = self.hidden(input_ids, position_ids, sight)
+        if labels is None:
+            return F.linear(x, self.tokens.weight[: self.vocab_size])
+        return cross_entropy(x.flatten(0, 1), self.tokens.weight, labels.flatten(), self.vocab_size, self.kernel)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, sight: Sight | None = None) -> Tensor:
+        """What the output layer, `tokens.weight`, is multiplied with: [B, L, C]. Arguments as those of `forward`."""
         if sight is None and self.config.mask == "document":
             sight = sight_of_positions(position_ids)
         elif sight is None:
             sight = Sight()
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        x = self.tokens(input_ids) + self.positions(position_ids)  # [B, L, C]
+        x, turned = self.tokens(input_ids), None  # [B, L, C]
+        if self.positions is not None:
+            x = x + self.positions(position_ids)
+        else:
+            turned = rotation(position_ids, self.config.width // self.config.heads, self.config.rope_theta)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         for block in self.blocks:
-            x = block(x, sight)
-        x = self.norm(x)
-        if labels is None:
-            return F.linear(x, self.tokens.weight[: self.vocab_size])
-        return cross_entropy(x.flatten(0, 1), self.tokens.weight, labels.flatten(), self.vocab_size, self.kernel)
+            x = block(x, sight, turned)
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, sight: Sight | None = None) -> Tensor:
         """`forward` with labels."""

@@ -64,7 +64,9 @@ class Run:
             shape_to_begin_with(source, config.model, self.store, self.schedule.max_seqlen, warn) if source else None
         )
         positions = saved[1]["positions"] if saved else given.positions if given else self.schedule.max_seqlen
-        if self.schedule.max_seqlen > positions:
+        if config.model.positions == "rope":
+            positions = max(positions, self.schedule.max_seqlen)
+        elif self.schedule.max_seqlen > positions:
             raise RunError(
                 "the schedule is longer than the model that was begun",
                 where=config.run.dir,
@@ -241,7 +243,7 @@ class Run:
             "clipping": self.clipping.state_dict(),
             "watch": self.watch.state_dict(),
             "calm": asdict(self.calm),
-            "positions": self.model.positions.num_embeddings,
+            "positions": self.model.max_seqlen,
             "loader": self.loader.state_dict(),
             "random": random_state(),
         }

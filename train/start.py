@@ -1,4 +1,4 @@
-"""What a run begins with where that is another model: GPT-2 weights in a Hugging Face folder (`run.init_from_hf`)."""
+"""What a run begins with where that is another model: weights in a Hugging Face folder (`run.init_from_hf`)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ def shape_to_begin_with(
     positions; RunError where ids mean other tokens there than in the store, or the folder holds no GPT-2.
     """
     shape = huggingface.read_shape(folder)
-    wanted = {key: getattr(model, key) for key in ("layers", "width", "heads", "embedding_scale")}
-    found = {key: getattr(shape.model, key) for key in wanted}
-    if found != wanted:
+    keys = ("layers", "width", "heads", "positions", *(("rope_theta",) if model.positions == "rope" else ()), "init")
+    wanted, found = ({key: getattr(one, key) for key in keys} for one in (model, shape.model))
+    if model.embedding_scale == 1:
+        found["init"] = model.init  # how weights are drawn is nothing to those that are there
+    if odd := [key for key in keys if found[key] != wanted[key]]:
         raise ConfigError(
             "the model is not of the shape of the weights it begins with",
             where=folder,
-            found=", ".join(f"{key} {value}" for key, value in found.items()),
-            allowed=", ".join(f"{key} {value}" for key, value in wanted.items()) + ": what [model] says",
-            remedy=" ".join(f"model.{key}={found[key]}" for key in ("layers", "width", "heads")) + " model.init=gpt2",
+            found=", ".join(f"{key} {found[key]}" for key in odd),
+            allowed=", ".join(f"{key} {wanted[key]}" for key in odd) + ": what [model] says",
+            remedy=" ".join(f"model.{key}={found[key]}" for key in odd),
         )
-    if seqlen > shape.positions:
+    if model.positions == "learned" and seqlen > shape.positions:
         raise ConfigError(
             "the schedule is longer than the model it begins with",
             where=folder,
