@@ -17,6 +17,8 @@ from pipeline.errors import CorpusError
 from pipeline.files import STDIN, lines_before, open_input
 
 SKIP_BYTES = 1 << 20
+GROW_BYTES = 16 << 20
+"""A buffer for a huge line is grown by no more at a time."""
 
 
 def read_lines(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iterator[Documents]:
@@ -36,7 +38,7 @@ def read_lines(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iter
                 kept = 0
                 continue
             if kept == len(buffer):
-                buffer += bytes(min(kept, max(reading.max_record_bytes + 1 - kept, 1)))
+                buffer += bytes(min(kept, GROW_BYTES, max(reading.max_record_bytes + 1 - kept, 1)))
             with memoryview(buffer)[kept:] as room:
                 got = stream.readinto(room)  # type: ignore[attr-defined]
             stop = buffer.rfind(b"\n", kept, kept + got) + 1 if got else kept

@@ -25,7 +25,7 @@ import xxhash
 from pipeline.ahead import ahead, keep_freed_memory
 from pipeline.corpus import documents
 from pipeline.documents import BATCH_BYTES, Documents, Reading, Unit
-from pipeline.encoding import Choice, Encoder, Spot, Vocabulary, make_encoder, put_documents
+from pipeline.encoding import Choice, Encoder, Spot, Vocabulary, encode_documents, make_encoder, utf8_bytes
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
 from pipeline.writer import write_atomically, write_shard
@@ -37,7 +37,6 @@ DOCUMENT_WEIGHT = 128
 """Characters that a document counts for besides its own: Python's objects."""
 MOST_ENCODERS = 4
 """Threads that encode; a single one that reads, and the GIL, keep no more busy."""
-CHUNK_CHARACTERS = 1 << 20
 MOST_ROOM = 64 << 20
 BAD_KEPT = 5
 """Bad records of a unit that are described; all are counted."""
@@ -198,18 +197,15 @@ class _Encoding:
         encoder, spot = self._ready.result()
         if self.stopped.is_set():
             raise RuntimeError("stopped")  # nobody asks for it
-        vocabulary = self.options.vocabulary
         chosen, train = _held_out_last(batch, self.options.validation_fraction)
-        sizes = [_utf8_bytes(text) for text in chosen.texts]
-        ids, offsets = encoder.encode(chosen.texts)
+        sizes = [utf8_bytes(text) for text in chosen.texts]
+        tokens, lengths = encode_documents(encoder, chosen.texts, self.options.vocabulary)
         if spot:
-            spot.check(chosen.texts, ids, offsets, unit.name)
-        for texts in (batch.texts, chosen.texts):  # they may be huge
+            spot.check(chosen.texts, tokens, lengths, unit.name)
+        for texts in (batch.texts, chosen.texts):  # whoever still holds the batch holds no huge text
             texts.clear()
-        tokens = np.empty(len(ids) + len(sizes), dtype=vocabulary.dtype)
-        put_documents(tokens, ids, offsets, vocabulary.eod_id)
         rows, text_bytes = np.array(chosen.rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
-        return _Encoded(tokens, np.diff(offsets) + 1, rows, chosen.ids, train, text_bytes)
+        return _Encoded(tokens, lengths, rows, chosen.ids, train, text_bytes)
 
 
 class _Work:
@@ -304,13 +300,6 @@ class _Pending:
         if batch.names is not None:
             self.names = (self.names or []) + batch.names[part]
         self.text_bytes += int(batch.text_bytes[part].sum())
-
-
-def _utf8_bytes(text: str) -> int:
-    """Length in UTF-8, without a copy of a long text."""
-    if text.isascii():
-        return len(text)
-    return sum(len(text[at : at + CHUNK_CHARACTERS].encode()) for at in range(0, len(text), CHUNK_CHARACTERS))
 
 
 def _held_out_last(batch: Documents, fraction: float) -> tuple[Documents, int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import pickle
 import threading
 
@@ -19,6 +20,10 @@ from pipeline.encoding import (
     FastEncoder,
     ReferenceEncoder,
     Spot,
+    Vocabulary,
+    can_cut,
+    cut,
+    encode_documents,
     load_vocabulary,
     put_documents,
 )
@@ -33,6 +38,11 @@ def data(tmp_path_factory):
     out = folder / "tokenizer.json"
     train_tokenizer((str(folder / "c.txt"),), out, vocab_size=500, reading=Reading())
     return load_vocabulary(out).data
+
+
+@pytest.fixture(scope="module")
+def vocabulary(data):
+    return Vocabulary(data, 500, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +100,14 @@ class Wrong:
 
 
 @pytest.mark.parametrize("length", [200, 3 * SPOT_CHARACTERS])
-def test_a_difference_that_the_sample_did_not_show_stops_the_build(data, encoders, length):
+def test_a_difference_that_the_sample_did_not_show_stops_the_build(data, vocabulary, encoders, length):
     wrong = Wrong(encoders[0], 100)
     spot = Spot(wrong, data)
-    spot.check(["right"], *wrong.encode(["right"]), "c.jsonl")
+    spot.check(["right"], *encode_documents(wrong, ["right"], vocabulary), "c.jsonl")
     texts = ["word " * (length // 5)] * (SPOT_EVERY_CHARACTERS // length + 3)
     with pytest.raises(TokenizerError, match=r"c\.jsonl: 'word[\s\S]*--encoder tokenizers --force"):
         for text in texts:
-            spot.check([text], *wrong.encode([text]), "c.jsonl")
+            spot.check([text], *encode_documents(wrong, [text], vocabulary), "c.jsonl")
 
 
 def test_a_tokenizer_is_loaded_with_fastokens_or_without_to_the_same(data, tmp_path):
@@ -123,3 +133,52 @@ def test_a_choice_is_waited_for_and_sent_on_as_what_was_chosen():
 
     with pytest.raises(TokenizerError, match="differs"):
         Choice(refuse).name  # noqa: B018
+
+
+WORDS = st.lists(st.one_of(ODD, st.sampled_from(["don't", "a b", " ", "x ", "they're", " it's s"])), max_size=40)
+
+
+@settings(max_examples=150)
+@given(text=WORDS.map("".join), other=WORDS.map(" ".join), least=st.integers(0, 30))
+def test_a_text_may_be_cut_between_words_as_gpt2_has_them(data, vocabulary, encoders, text, other, least):
+    assert can_cut(data)
+    parts = list(cut(text + other, least))
+    assert "".join(parts) == text + other
+    assert all(len(part) > least for part in parts[:-1])
+    for encoder in encoders:
+        ids = [encoder.encode([part])[0] for part in parts]
+        assert np.array_equal(np.concatenate(ids), encoder.encode([text + other])[0])
+
+
+def test_long_documents_are_encoded_in_parts_to_the_same(vocabulary, encoders, monkeypatch):
+    texts = ["short", "the quick brown fox " * 40, "", "don't stop 😀 " * 30]
+    whole = encode_documents(encoders[0], texts, vocabulary)
+    monkeypatch.setattr("pipeline.encoding.LONG_CHARACTERS", 50)
+    calls = []
+    parts = encode_documents(Counting(encoders[0], calls), texts, vocabulary)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(whole, parts, strict=True))
+    assert len(calls) > len(texts)
+
+
+class Counting:
+    def __init__(self, encoder, calls):
+        self.encoder, self.calls = encoder, calls
+
+    def encode(self, texts):
+        self.calls.append(texts)
+        return self.encoder.encode(texts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"added_tokens": [{"content": "a b", "special": False}]},
+    ],
+)
+def test_with_other_words_no_text_is_cut(data, change):
+    assert not can_cut(json.dumps(json.loads(data) | change).encode())
