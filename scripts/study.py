@@ -34,8 +34,6 @@ from pipeline.errors import ConfigError, RunError, SlwError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RESULTS_NAME = "results.jsonl"
-NOT_A_SETTING = {"run.dir", "run.device", "run.checkpoint_every_steps", "run.keep_checkpoints"}
-"""What may differ between calls of one study."""
 
 
 def main() -> int:
@@ -168,9 +166,10 @@ def load(job: dict[str, Any]) -> Any:
 
 def settings_of(job: dict[str, Any]) -> dict[str, Any]:
     """All settings of a run, flat."""
-    from train.folder import flat
+    from train.folder import FREE_KEYS, flat
 
-    return {key: value for key, value in flat(load(job)).items() if key not in NOT_A_SETTING}
+    free = FREE_KEYS - {"run.validate_every_steps"}
+    return {key: value for key, value in flat(load(job)).items() if key not in free}
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -193,24 +193,51 @@ def trace(
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The picture: .png, .svg or .pdf.")
+@click.option("--html", type=click.Path(path_type=Path), help="Tables and picture as a page that needs nothing else.")
+@click.option("--table", type=click.Path(path_type=Path), help="The tables as Markdown.")
+@click.option("--target", type=float, help="Validation loss to reach; else the worst run's last.")
+@click.option("--each", is_flag=True, help="Do not put runs together that differ in their seed alone.")
 @JSON
-def compare(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Put runs side by side: a table, and a picture with --out.
+def compare(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    html: Path | None,
+    table: Path | None,
+    target: float | None,
+    each: bool,
+    as_json: bool,
+) -> None:
+    """Put runs side by side, finished or not: losses, tokens and time to a target, stability, curves.
+
+    Runs that differ in their seed alone are one arm: mean and interval. The first arm is what the others are
+    measured against.
 
     \b
     slw-train compare runs/slw runs/constant --out compare.png
+    slw-train compare runs/constant-* runs/slw-* --target 4.9 --html compare.html
     """
-    from train.compare import draw, render, summarise
+    from train import compare as comparing
 
-    rows = [summarise(path) for path in runs]
+    found = comparing.compare(runs, target=target, each=each)
     if out:
-        draw(runs, out)
+        from train.panels import draw
+
+        draw(found, out)
+    if html:
+        from train.page import write_page
+
+        write_page(found, html)
+    if table:
+        table.write_text(comparing.as_markdown(found))
+    written = {"picture": out, "page": html, "table": table}
     if as_json:
-        echo_json({"runs": rows, "picture": str(out) if out else None})
+        echo_json({**found.to_json(), **{name: str(path) if path else None for name, path in written.items()}})
     else:
-        click.echo(render(rows))
-        if out:
-            click.echo(f"picture: {out}")
+        parts = [comparing.as_text(part) for part in (comparing.losses(found), comparing.stability(found))]
+        click.echo("\n\n".join([*parts, "\n".join(comparing.notes(found))]))
+        for name, path in written.items():
+            if path:
+                click.echo(f"{name}: {path}")
 
 
 @main.command()

@@ -1,89 +1,253 @@
-"""Runs side by side: a picture and a table. Arms are compared on full-length validation loss only."""
+"""Runs side by side, several seeds of one arm as one line: losses, targets reached, how stable each was.
+
+Arms are compared on full-length validation loss only: a training loss is that of its step's length.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RunError
-from pipeline.plot import COLOURS
-from train.metrics import read_metrics
+from train.figures import SPIKE_RATIOS, Curves, Figures, figures, reached, read_curves
+from train.folder import FREE_KEYS
 from train.stability import SPIKE_RATIO
+from train.statistics import Mean, mean_of
 
-PANELS = (
-    ("tokens", "validation_loss", "validation loss, full length"),
-    ("seconds", "validation_loss", "validation loss, full length"),
-    ("tokens", "seqlen", "sequence length"),
-    ("tokens", "loss", "training loss at the current length"),
-    ("tokens", "loss_ratio", "loss ratio"),
-    ("tokens", "variance_max", "largest Adam variance, sqrt(v)"),
-)
+SAME_ARM = (FREE_KEYS - {"run.validate_every_steps"}) | {"run.seed"}
+"""Settings in which runs of one arm may differ."""
 
 
-def summarise(run: Path) -> dict[str, Any]:
-    """The last line of a table: plain JSON values. Raises RunError where `run` holds no finished step."""
-    lines = read_metrics(run)
-    steps = [line for line in lines if "loss" in line]
-    validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
-    if not steps:
-        raise RunError("the run has no step yet", where=run, remedy="go on with it: slw-train run CONFIG.toml")
-    return {
-        "run": str(run),
-        "steps": steps[-1]["step"],
-        "tokens": steps[-1]["tokens_seen"],
-        "seconds": steps[-1]["elapsed_s"],
-        "validation_loss": validations[-1] if validations else None,
-        "validation_loss_best": min(validations, default=None),
-        "spikes": sum(line["loss_ratio"] > SPIKE_RATIO for line in steps),
-        "loss_ratio_max": max(line["loss_ratio"] for line in steps),
-        "variance_max": max(line["variance_max"] for line in steps),
-    }
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed alone, or one run."""
+
+    name: str
+    curves: list[Curves]
+    figures: list[Figures]
+    tokens_to_target: Mean | None
+    """None where a run did not reach it, or nothing was validated."""
+    seconds_to_target: Mean | None
+    fewer_tokens: float | None
+    """Tokens to the target of the first arm, over those of this one: 2.2 is "2.2x fewer tokens"."""
+    less_time: float | None
+
+    def mean(self, name: str) -> Mean | None:
+        """Of a figure over the runs that have it."""
+        values = [value for figure in self.figures if (value := getattr(figure, name)) is not None]
+        return mean_of(values) if values else None
+
+    def spikes(self, bound: float) -> Mean:
+        """Of the steps with a larger loss ratio."""
+        return mean_of([figure.spikes[f"{bound:g}"] for figure in self.figures])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        means = ("validation_loss", "validation_loss_best", "tokens", "seconds", "loss_ratio_max", "variance_max")
+        return {
+            "arm": self.name,
+            "runs": [figure.run for figure in self.figures],
+            **{name: _json(self.mean(name)) for name in means},
+            "spikes": {f"{bound:g}": _json(self.spikes(bound)) for bound in SPIKE_RATIOS},
+            "tokens_to_target": _json(self.tokens_to_target),
+            "seconds_to_target": _json(self.seconds_to_target),
+            "fewer_tokens": self.fewer_tokens,
+            "less_time": self.less_time,
+        }
 
 
-def render(rows: Sequence[dict[str, Any]]) -> str:
-    """The summaries as a table."""
-    heads = ("run", "steps", "tokens", "seconds", "validation loss", "best", "spikes", "max ratio", "max variance")
-    table = [heads]
-    for row in rows:
-        losses = [f"{row[k]:.4f}" if row[k] is not None else "-" for k in ("validation_loss", "validation_loss_best")]
-        cells = (row["run"], f"{row['steps']:,}", f"{row['tokens']:,}", f"{row['seconds']:.0f}", *losses)
-        table.append((*cells, str(row["spikes"]), f"{row['loss_ratio_max']:.2f}", f"{row['variance_max']:.2e}"))
-    widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+@dataclass(frozen=True)
+class Comparison:
+    """Arms in the order of their first runs; the first is the baseline."""
+
+    arms: list[Arm]
+    target: float | None
+    """Validation loss to reach; None where nothing was validated."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: arms, and every run for itself."""
+        runs = [{"arm": arm.name, **figure.to_json()} for arm in self.arms for figure in arm.figures]
+        return {"target": self.target, "arms": [arm.to_json() for arm in self.arms], "runs": runs}
+
+
+def compare(runs: Sequence[Path], *, target: float | None = None, each: bool = False) -> Comparison:
+    """Read the runs, put those that differ in their seed alone together (unless `each`), and measure them.
+
+    `target`: by default the worst run's last validation loss, which all have reached. Raises RunError for a run
+    without a finished step or with damaged metrics.
+    """
+    read = [read_curves(run) for run in dict.fromkeys(runs)]
+    groups: dict[object, list[Curves]] = {}
+    for curves in read:
+        groups.setdefault(curves.run if each else _arm_key(curves), []).append(curves)
+    last = [curves.validations[-1]["validation_loss"] for curves in read if curves.validations]
+    if target is None:
+        target = max((loss for loss in last if math.isfinite(loss)), default=None)
+    names = _names([[curves.run for curves in group] for group in groups.values()])
+    tokens = [_to_target(group, target, "tokens_seen") for group in groups.values()]
+    seconds = [_to_target(group, target, "elapsed_s") for group in groups.values()]
+    arms = [
+        Arm(
+            name=name,
+            curves=group,
+            figures=[figures(curves) for curves in group],
+            tokens_to_target=in_tokens,
+            seconds_to_target=in_seconds,
+            fewer_tokens=_times(tokens[0], in_tokens),
+            less_time=_times(seconds[0], in_seconds),
         )
-        for line in table
+        for name, group, in_tokens, in_seconds in zip(names, groups.values(), tokens, seconds, strict=True)
+    ]
+    return Comparison(arms, target)
+
+
+def _arm_key(curves: Curves) -> object:
+    """What runs of one arm have in common; a run whose settings are unknown is alone."""
+    if not curves.config:
+        return curves.run
+    return tuple(sorted((key, repr(value)) for key, value in curves.config.items() if key not in SAME_ARM))
+
+
+def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
+    """Of arms, from what their paths do not share: runs/slw/seed-1 and -2, runs/constant/seed-1: slw, constant."""
+    paths = [run.parts for group in groups for run in group]
+    shared = [part for part in paths[0] if all(part in parts for parts in paths)] if len(paths) > 1 else []
+    names: list[str] = []
+    for group in groups:
+        parts = [part for part in group[0].parts if all(part in run.parts for run in group) and part not in shared]
+        name = "/".join(parts) if len(paths) > 1 and parts else _common([run.name for run in group])
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    return names
+
+
+def _common(names: Sequence[str]) -> str:
+    """slw-1, slw-2: slw."""
+    same = 0
+    for letters in zip(*names, strict=False):
+        if len(set(letters)) > 1:
+            break
+        same += 1
+    return names[0][:same].rstrip("-_. ") or names[0]
+
+
+def _to_target(group: Iterable[Curves], target: float | None, of: str) -> Mean | None:
+    """Mean over a group's runs of `reached`; None unless all reached it."""
+    values = [reached(curves, target, of) if target is not None else None for curves in group]
+    known = [value for value in values if value is not None]
+    return mean_of(known) if len(known) == len(values) else None
+
+
+def _times(first: Mean | None, this: Mean | None) -> float | None:
+    return first.mean / this.mean if first and this and this.mean > 0 else None
+
+
+def _json(mean: Mean | None) -> dict[str, Any] | None:
+    return asdict(mean) if mean else None
+
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and rows; the first column is a name, the others numbers."""
+
+
+def losses(comparison: Comparison) -> Table:
+    """Where the arms ended, and when they reached the target."""
+    target = "target" if comparison.target is None else f"{comparison.target:.4f}"
+    heads = ["arm", "runs", "steps", "tokens", "seconds", "validation loss", "best"]
+    heads += [f"tokens to {target}", "fewer", f"seconds to {target}", "less"]
+    return heads, [_losses_row(arm) for arm in comparison.arms]
+
+
+def _losses_row(arm: Arm) -> list[str]:
+    shares = [figure.share for figure in arm.figures if figure.share is not None and figure.share < 1]
+    steps, tokens, seconds = arm.mean("steps"), arm.mean("tokens"), arm.mean("seconds")
+    assert steps and tokens and seconds, "a run has a step"
+    return [
+        arm.name + (f" ({min(shares):.0%} done)" if shares else ""),
+        str(len(arm.figures)),
+        f"{steps.mean:,.0f}",
+        f"{tokens.mean:,.0f}",
+        f"{seconds.mean:,.0f}",
+        _shown(arm.mean("validation_loss"), ".4f"),
+        _shown(arm.mean("validation_loss_best"), ".4f"),
+        _shown(arm.tokens_to_target, ",.0f"),
+        f"{arm.fewer_tokens:.2f}x" if arm.fewer_tokens else "-",
+        _shown(arm.seconds_to_target, ",.1f"),
+        f"{arm.less_time:.2f}x" if arm.less_time else "-",
+    ]
+
+
+def stability(comparison: Comparison) -> Table:
+    """Spikes, largest loss ratio and variance, and whether they go together."""
+    heads = ["arm", *(f"spikes > {bound:g}" for bound in SPIKE_RATIOS), "max ratio", "max variance norm"]
+    heads += ["max variance", "r(ratio, norm)", "r(ratio, max)"]
+    return heads, [_stability_row(arm) for arm in comparison.arms]
+
+
+def _stability_row(arm: Arm) -> list[str]:
+    def largest(name: str, form: str) -> str:
+        values = [value for figure in arm.figures if (value := getattr(figure, name)) is not None]
+        return format(max(values), form) if values else "-"
+
+    def correlations(name: str) -> str:
+        found = [value for figure in arm.figures if (value := getattr(figure, name)) is not None]
+        if not found:
+            return "-"
+        if len(found) == 1:
+            return f"{found[0].r:.2f} (p {found[0].p:.1g})"
+        return _shown(mean_of([value.r for value in found]), ".2f")
+
+    return [
+        arm.name,
+        *(f"{arm.spikes(bound).mean:g}" for bound in SPIKE_RATIOS),
+        largest("loss_ratio_max", ".2f"),
+        largest("variance_l1_max", ".3g"),
+        largest("variance_max", ".2e"),
+        correlations("ratio_with_variance_l1"),
+        correlations("ratio_with_variance_max"),
+    ]
+
+
+def _shown(mean: Mean | None, form: str) -> str:
+    if mean is None:
+        return "-"
+    half = "" if mean.half is None else f" ± {mean.half:{form}}"
+    return f"{mean.mean:{form}}{half}"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the tables mean, a sentence a line."""
+    said = [
+        "Validation loss: the last, at full length, nats a token; best: the lowest. ± is half of the 95 % t-interval "
+        "over seeds.",
+        f"Spikes: steps whose loss is so many times the least before at their length, mean of a run; {SPIKE_RATIO:g} "
+        "is the usual bound. Variance: sqrt(v) of Adam, its l1 norm and largest element.",
+        "r: Pearson's correlation over the steps of a run; p as if steps were independent, which they are not.",
+    ]
+    if comparison.target is not None:
+        said.insert(
+            1,
+            f"To {comparison.target:.4f}: where validation first came down to it, linear between validations; "
+            f"fewer, less: how many times less than {comparison.arms[0].name} needed.",
+        )
+    return said
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns."""
+    heads, rows = table
+    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in (heads, *rows)
     )
 
 
-def draw(runs: Sequence[Path], out: Path) -> None:
-    """Write the picture OUT (.png, .svg, .pdf). Raises RunError where it cannot be written."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    for panel, (x, y, title) in zip(axes.flat, PANELS, strict=True):
-        for index, run in enumerate(runs):
-            lines = [line for line in read_metrics(run) if y in line]
-            xs = [line["tokens_seen"] / 1e6 if x == "tokens" else line["elapsed_s"] for line in lines]
-            style = {"marker": "o", "markersize": 3} if y == "validation_loss" else {"linewidth": 1}
-            panel.plot(xs, [line[y] for line in lines], color=COLOURS[index % len(COLOURS)], label=run.name, **style)
-        panel.set_title(title)
-        panel.set_xlabel("tokens (millions)" if x == "tokens" else "training time (s)")
-        panel.set_ylabel("nats a token" if y in ("loss", "validation_loss") else "")
-        panel.grid(alpha=0.3)
-        if y in ("variance_max", "loss_ratio"):
-            panel.set_yscale("log")
-        if y == "loss_ratio":
-            panel.axhline(SPIKE_RATIO, color="grey", linestyle=":", linewidth=1)
-        panel.legend()
-    try:
-        figure.savefig(out, dpi=90)
-    except (OSError, ValueError) as error:
-        raise RunError("cannot write the picture", where=out, found=error, allowed=".png, .svg or .pdf") from error
-    finally:
-        plt.close(figure)
+def as_markdown(comparison: Comparison) -> str:
+    """Both tables and their notes."""
+    parts = []
+    for heads, rows in (losses(comparison), stability(comparison)):
+        lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+        parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines))
+    return "\n\n".join([*parts, "\n".join(notes(comparison))]) + "\n"

@@ -21,7 +21,7 @@ from train.statistics import Correlation, correlation
 
 SPIKE_RATIOS = (1.1, SPIKE_RATIO, 1.5, 2.0)
 """Spikes are counted above each."""
-NEEDED = ("step", "tokens_seen", "elapsed_s")
+NEEDED: tuple[str, ...] = ("step", "tokens_seen", "elapsed_s")
 NEEDED_OF_A_STEP = ("seqlen", "loss_ratio", "variance_l1", "variance_max")
 
 
@@ -51,14 +51,14 @@ class Figures:
     share: float | None
     """Of the tokens it is to have, at most 1; None where its config tells no number of tokens."""
     validation_loss: float | None
-    """The last, at full length, nats a token; None before the first validation."""
+    """The last, at full length, nats a token; None before the first validation, or where it was not finite."""
     validation_loss_best: float | None
-    loss_ratio_max: float
-    """Largest, each length compared with itself."""
+    loss_ratio_max: float | None
+    """Largest, each length compared with itself; None where none is finite."""
     spikes: dict[str, int]
     """{"1.2": steps with a larger loss ratio, ...}."""
-    variance_l1_max: float
-    variance_max: float
+    variance_l1_max: float | None
+    variance_max: float | None
     """Largest element of sqrt(v) at any step."""
     clipped: float | None
     """Share of the steps whose gradient was clipped."""
@@ -75,8 +75,10 @@ def read_curves(run: Path) -> Curves:
     """Raises RunError where `run` is no run, has no finished step yet, or its metrics are damaged."""
     lines = read_metrics(run)
     for number, line in enumerate(lines, 1):
-        needed = [*NEEDED, *(NEEDED_OF_A_STEP if isinstance(line, dict) and "loss" in line else ())]
-        if not isinstance(line, dict) or not all(isinstance(line.get(key), int | float) for key in needed):
+        keys = line if isinstance(line, dict) else {}
+        needed = (*NEEDED, *((*NEEDED_OF_A_STEP, "loss") if "loss" in keys else ()))
+        needed += ("validation_loss",) if "validation_loss" in keys else ()
+        if not all(isinstance(keys.get(key), int | float) for key in needed):
             raise RunError(
                 "not a line of metrics",
                 where=f"{run / METRICS_NAME}:{number}",
@@ -93,7 +95,7 @@ def read_curves(run: Path) -> Curves:
 def figures(curves: Curves) -> Figures:
     """The figures of a run, finished or not."""
     steps, config = curves.steps, curves.config
-    losses = [line["validation_loss"] for line in curves.validations]
+    losses = [line["validation_loss"] for line in curves.validations if math.isfinite(line["validation_loss"])]
     ratios = [line["loss_ratio"] for line in steps]
     clipped = [line["clipped"] for line in steps if "clipped" in line]
     asked = config.get("run.total_tokens")
@@ -104,7 +106,7 @@ def figures(curves: Curves) -> Figures:
         tokens=steps[-1]["tokens_seen"],
         seconds=steps[-1]["elapsed_s"],
         share=min(steps[-1]["tokens_seen"] / asked, 1.0) if asked else None,
-        validation_loss=losses[-1] if losses else None,
+        validation_loss=losses[-1] if losses and losses[-1] == curves.validations[-1]["validation_loss"] else None,
         validation_loss_best=min(losses, default=None),
         loss_ratio_max=_largest(ratios),
         spikes={f"{bound:g}": sum(not ratio <= bound for ratio in ratios) for bound in SPIKE_RATIOS},
@@ -126,14 +128,15 @@ def reached(curves: Curves, target: float, of: str = "tokens_seen") -> float | N
     for before, after in pairwise(curves.validations):
         high, low = before["validation_loss"], after["validation_loss"]
         if low <= target:
+            if not math.isfinite(high):
+                return float(after[of])
             return float(before[of] + (after[of] - before[of]) * (high - target) / (high - low))
     return None
 
 
-def _largest(values: Iterable[float]) -> float:
-    """The largest; not a number where one is not."""
-    found = list(values)
-    return math.nan if any(math.isnan(value) for value in found) else max(found)
+def _largest(values: Iterable[float]) -> float | None:
+    """The largest that is finite."""
+    return max((value for value in values if math.isfinite(value)), default=None)
 
 
 def _config(run: Path) -> dict[str, Any]:
