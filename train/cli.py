@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 from pathlib import Path
 
 import click
@@ -114,17 +113,21 @@ def run(
     slw-train run run.toml --init-from-hf exported/slw     # the same as run.init_from_hf=exported/slw
     """
     from train.config import load_config
+    from train.distributed import together
     from train.loop import run as train
 
     if init_from_hf:
         overrides = (*overrides, f"run.init_from_hf={json.dumps(str(init_from_hf))}")
-    settings = load_config(config, overrides)
-    outcome = train(
-        settings, force=force, change_schedule=change_schedule, warn=lambda text: click.echo(text, err=True)
-    )
-    if as_json:
+
+    def warn(text: str) -> None:
+        click.echo(text, err=True)
+
+    with together() as ranks:
+        settings = load_config(config, overrides)
+        outcome = train(settings, force=force, change_schedule=change_schedule, warn=warn, ranks=ranks)
+    if as_json and ranks.first:
         echo_json(dataclasses.asdict(outcome))
-    else:
+    elif ranks.first:
         loss = "" if outcome.validation_loss is None else f", validation loss {outcome.validation_loss:.4f}"
         spikes = ", ".join(f"{count} spikes above {ratio}" for ratio, count in outcome.spikes.items())
         done = "" if outcome.finished else "stopped; the same command goes on: "
@@ -135,7 +138,7 @@ def run(
         if outcome.lengths:
             taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
             click.echo(f"lengths taken: {taken}")
-    sys.exit(0 if outcome.finished else 130)
+    ranks.exit(0 if outcome.finished else 130)
 
 
 @main.command()

@@ -12,7 +12,7 @@ Nothing here waits for the device; price: one norm of each tensor, as clipping b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,13 +34,16 @@ class Clipping:
         """AdaGC's gamma of every tensor, float32 [tensors]; infinite where a tensor had no gradient yet."""
 
     @torch.no_grad()
-    def apply(self, gradients: Sequence[Tensor], step: int) -> tuple[Tensor, Tensor]:
+    def apply(
+        self, gradients: Sequence[Tensor], step: int, whole: Callable[[Tensor], Tensor] = lambda norms: norms
+    ) -> tuple[Tensor, Tensor]:
         """Scale `gradients`, always the same tensors in the same order, in place; `step` counts updates from 0.
 
+        `whole` makes norms [tensors] of shards into those of whole tensors, where `gradients` are shards.
         Returns (norm of all before clipping, share of the tensors that were scaled down), float32 [] on their device.
         """
         gradients = list(gradients)
-        norms = torch.stack(torch._foreach_norm(gradients))  # [tensors]
+        norms = whole(torch.stack(torch._foreach_norm(gradients)))  # [tensors]
         total = torch.linalg.vector_norm(norms)
         scale = ((self.config.clip or math.inf) / (total + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ of torch
         if self.config.clipping == "norm":

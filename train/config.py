@@ -193,6 +193,10 @@ class RunConfig(Section):
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; "auto": bfloat16 on cuda, else float32. Weights are float32."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Several ranks: the model whole on each, or sharded. "auto": sharded where it would fill a GPU."""
+    activation_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: a third more work, memory for longer batches."""
 
 
 class SourceConfig(Section):

@@ -27,6 +27,8 @@ FREE_KEYS = {
     "run.log_every_steps",
     "run.spike_ratios",
     "run.attention_logits_every_steps",
+    "run.parallel",
+    "run.activation_checkpointing",
 }
 """What may differ at a resume without changing the run."""
 SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.progress import ProgressLine
 from train import checkpoint
 from train.config import Config
+from train.distributed import Ranks, together
 from train.folder import check_folder, clear, write_config
 from train.lock import locked
-from train.metrics import MetricsFile
+from train.report import Report
 from train.run import Run
 from train.signals import Signals
 
@@ -41,43 +40,37 @@ class Outcome:
 
 
 def run(
-    config: Config, *, force: bool = False, change_schedule: bool = False, warn: Callable[[str], None]
+    config: Config,
+    *,
+    force: bool = False,
+    change_schedule: bool = False,
+    warn: Callable[[str], None],
+    ranks: Ranks | None = None,
 ) -> Outcome:
-    """Train as `config` says, or go on where RUN left off.
+    """Train as `config` says, or go on where RUN left off; with the other ranks if torchrun started this process.
 
     Raises ConfigError, StoreError; RunError where RUN holds another run or the loss is no longer finite.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("several ranks are not supported yet", found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}")
+    if ranks is None:
+        with together() as all_of_us:
+            return run(config, force=force, change_schedule=change_schedule, warn=warn, ranks=all_of_us)
     config.schedule()  # a mistake in it is told before anything is touched
     folder = config.run.dir
-    check_folder(folder, config, change_schedule, force)
-    with locked(folder):
-        if force:
-            clear(folder)
-        check_folder(folder, config, change_schedule)  # again: another run may just have ended
-        return _run(config, change_schedule, warn)
-
-
-def _run(config: Config, change_schedule: bool, warn: Callable[[str], None]) -> Outcome:
-    folder = config.run.dir
-    checkpoint.sweep(folder)
-    saved = checkpoint.load_latest(folder, warn)
-    resumed = saved is not None
-    this = Run(config, warn, saved)
-    if saved:
-        this.resume(saved, change_schedule)
-    write_config(folder, config)
-    metrics = MetricsFile(folder, keep_until_step=this.at.step if resumed else -1)
-    if resumed:
-        warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
-    try:
-        with _collector_off(), this.saver:
-            finished, validation = _steps(this, metrics, resumed)
-    finally:
-        metrics.close()
-        this.loader.close()
-    at = this.at
+    with ExitStack() as held:
+        found = ranks.from_first(lambda: _opened(config, force, change_schedule, warn, held))
+        saved = (Path(found[0]), found[1]) if found else None
+        this = Run(config, warn if ranks.first else _silent, saved, ranks)
+        held.callback(this.loader.close)
+        if saved:
+            this.resume(saved, change_schedule)
+            this.warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
+        if ranks.first:
+            write_config(folder, config)
+        held.enter_context(this.saver)
+        at, total_steps = this.at, this.schedule.total_steps
+        report = held.enter_context(Report(folder, step=at.step, total_steps=total_steps, silent=not ranks.first))
+        held.enter_context(_collector_off())
+        finished, validation = _steps(this, report)
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
     return Outcome(
         str(folder),
@@ -92,17 +85,32 @@ def _run(config: Config, change_schedule: bool, warn: Callable[[str], None]) -> 
     )
 
 
-def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float | None]:
+def _opened(
+    config: Config, force: bool, change_schedule: bool, warn: Callable[[str], None], held: ExitStack
+) -> tuple[str, dict[str, Any]] | None:
+    """Lock the run folder until `held` ends; the checkpoint to go on from."""
+    folder = config.run.dir
+    check_folder(folder, config, change_schedule, force)
+    held.enter_context(locked(folder))
+    if force:
+        clear(folder)
+    check_folder(folder, config, change_schedule)  # again: another run may just have ended
+    checkpoint.sweep(folder)
+    saved = checkpoint.load_latest(folder, warn)
+    return (str(saved[0]), saved[1]) if saved else None
+
+
+def _steps(this: Run, report: Report) -> tuple[bool, float | None]:
     """Train to the end or to a signal; returns (finished, last validation loss)."""
     settings, total_steps = this.config.run, this.schedule.total_steps
-    validation = this.validate() if not resumed or this.at.step >= total_steps else None
-    if not resumed and validation is not None:
-        metrics.write({"step": 0, "tokens_seen": 0, "elapsed_s": 0.0, "validation_loss": validation})
-    with Signals() as signals, ProgressLine("training", total_steps) as progress:
+    validation = this.validate() if this.at.step in (0, total_steps) else None
+    if this.at.step == 0 and validation is not None:
+        report.write([{"step": 0, "tokens_seen": 0, "elapsed_s": 0.0, "validation_loss": validation}])
+    with Signals() as signals:
         this.pending.restart_clock()
         for batch in this.loader:
             this.step(batch)
-            step, stop = this.at.step, signals.received
+            step, stop = this.at.step, this.ranks.any(signals.received)
             last = step == total_steps
             validates = step % settings.validate_every_steps == 0 or last
             saves = step % settings.checkpoint_every_steps == 0 or last or stop
@@ -118,9 +126,8 @@ def _steps(this: Run, metrics: MetricsFile, resumed: bool) -> tuple[bool, float 
                     if raised := this.adapt(validation):
                         lines[-1]["seqlen_next"] = raised
                         total_steps = this.schedule.total_steps
-            for line in lines:
-                metrics.write(line)
-            progress.update(step, _detail(lines[-1], total_steps, validation))
+            report.write(lines)
+            report.show(lines[-1], total_steps, validation)
             if saves:
                 this.save()
             if stop and not last:
@@ -145,9 +152,5 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _detail(line: dict[str, Any], total_steps: int, validation: float | None) -> str:
-    shown = f"  val {validation:.3f}" if validation is not None else ""
-    return (
-        f"{line['step']}/{total_steps}  seqlen {line['seqlen']}  loss {line['loss']:.3f}{shown}  "
-        f"{line['tokens_per_s'] / 1e3:,.1f}k tokens/s"
-    )
+def _silent(text: str) -> None:
+    """What a rank other than 0 has to say."""

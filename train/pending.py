@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.distributed import Ranks
+
 
 @dataclass(frozen=True)
 class Done:
@@ -32,7 +34,8 @@ class Fetched:
     facts: dict[str, Any]
     targets: int
     took_s: float
-    figures: dict[str, float]
+    figures: list[dict[str, float]]
+    """Of each rank."""
 
 
 class Pending:
@@ -42,7 +45,8 @@ class Pending:
     spread over the steps by their targets, and tokens/s are those of the whole interval.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._steps: list[Done] = []
         self._since = time.perf_counter()
 
@@ -51,18 +55,23 @@ class Pending:
         self._steps.append(step)
 
     def fetch(self) -> list[Fetched]:
-        """Wait for the device, and take all that waits."""
+        """Wait for the device, and take all that waits, on all ranks."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
         flat = torch.stack([figure.float() for step in steps for figure in step.figures.values()])
-        rows = flat.view(len(steps), -1).tolist()
+        rows = self._ranks.gather(flat.view(len(steps), -1)).transpose(0, 1).tolist()  # [steps, ranks, figures]
         took = time.perf_counter() - self._since
         self.restart_clock()
         a_target = took / max(sum(step.targets for step in steps), 1)
         return [
-            Fetched(step.facts, step.targets, a_target * step.targets, dict(zip(step.figures, row, strict=True)))
-            for step, row in zip(steps, rows, strict=True)
+            Fetched(
+                done.facts,
+                done.targets,
+                a_target * done.targets,
+                [dict(zip(done.figures, r, strict=True)) for r in row],
+            )
+            for done, row in zip(steps, rows, strict=True)
         ]
 
     def restart_clock(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from curriculum.adaptive import Calm
@@ -22,9 +24,11 @@ from train import checkpoint
 from train.checkpoint import Saved
 from train.clipping import Clipping
 from train.config import Config
-from train.data import micro_batches
+from train.data import micro_batches, row_parts
+from train.distributed import Ranks, device_of
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
+from train.parallel import Parallel, leveled, local, recompute_blocks
 from train.pending import Done, Pending
 from train.saver import Saver
 from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
@@ -51,13 +55,20 @@ class Progressed:
 class Run:
     """Everything that lives as long as a run."""
 
-    def __init__(self, config: Config, warn: Callable[[str], None], saved: Saved | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        warn: Callable[[str], None],
+        saved: Saved | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.config = config
         self.warn = warn
+        self.ranks = ranks or Ranks()
         self.store = Store.open(config.store)
-        self.loader = config.loader(self.store)
+        self.loader = config.loader(self.store, rank=self.ranks.rank, world_size=self.ranks.world_size)
         self.schedule: Schedule = self.loader.schedule
-        self.device = _device(config.run.device)
+        self.device = device_of(config.run.device, self.ranks)
         torch.manual_seed(config.run.seed)
         source = None if saved else config.run.init_from_hf
         given = (
@@ -77,7 +88,11 @@ class Run:
         self.model = GPT2(config.model, self.store.manifest.vocab_size, positions)
         if source and given:
             load_hf_weights(source, given, self.model)
-        self.model.to(self.device)
+        if config.run.activation_checkpointing:
+            recompute_blocks(self.model)
+        dtype = config.run.dtype
+        self.half = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
+        self.parallel = Parallel(self.model, self.ranks, self.device, config.run.parallel, self.half)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.at = Progressed()
         self.clipping = Clipping(config.optimizer)
@@ -87,7 +102,7 @@ class Run:
         self.pieces: dict[int, Packed] = {}
         """Of the steps that wait for a fetch, for the watch to tell."""
         self.nothing = torch.full((), math.nan, device=self.device)
-        self.pending = Pending()
+        self.pending = Pending(self.ranks)
         settings = config.run
         self.saver = Saver(settings.dir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps)
         held_out = Store.open(config.store, "validation")
@@ -134,13 +149,16 @@ class Run:
         """
         total = torch.zeros((), device=self.device)
         size, mask = self.config.batch.micro_batch_tokens, self.config.model.mask
-        for part in micro_batches(batch, size, self.device, mask):
-            with self.autocast():
-                loss = self.model.loss(*part) / batch.targets
-            loss.backward()  # type: ignore[no-untyped-call]
+        most_rows = -(-self.schedule.sequences(batch.step) // self.ranks.world_size)
+        count = len(row_parts(most_rows, batch.seqlen, size))
+        for part, last in leveled(micro_batches(batch, size, self.device, mask), count):
+            with self.parallel.last(last):
+                with self.autocast():
+                    loss = self.parallel.loss(part) / batch.targets
+                (loss * self.ranks.world_size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm, clipped = self.clipping.apply(gradients, batch.step)
+        gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
+        norm, clipped = self.clipping.apply(gradients, batch.step, self.parallel.norms)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "clipped": clipped, **self.variance.measure()}
@@ -150,9 +168,12 @@ class Run:
 
         Raises RunError where a loss is not finite; a checkpoint follows a fetch, so none holds such weights.
         """
+        at = self.at
+        here = {"step": at.step, "tokens": at.tokens_seen, "seqlen": self.schedule.seqlen(at.step - 1)}
+        self.ranks.agree(here | {"loader": _digest(self.loader.state_dict())})
         lines: list[dict[str, Any]] = []
         for done in self.pending.fetch():
-            figures = done.figures
+            figures = self.parallel.combined(done.figures)
             variance = self.variance.named(figures)
             if not math.isfinite(figures["loss"]):
                 raise _not_finite(self.config.run.dir, done.facts["step"], figures, variance)
@@ -204,8 +225,7 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 matrix products where configured."""
-        dtype = self.config.run.dtype
-        if dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda"):
+        if self.half and not self.parallel.half_by_sharding:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -215,13 +235,13 @@ class Run:
             return None
         seqlen = self.schedule.max_seqlen
         rows = max(1, self.config.batch.micro_batch_tokens // seqlen)
-        return validation_loss(self._loss, self.held_out, seqlen, rows, self.config.run.validation_tokens)
+        return validation_loss(self._loss, self.held_out, seqlen, rows, self.config.run.validation_tokens, self.ranks)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch that is one micro-batch."""
         (part,) = micro_batches(batch, batch.labels.size, self.device, self.config.model.mask)
         with self.autocast():
-            return self.model.loss(*part)
+            return self.parallel.loss(part)
 
     def adapt(self, validation: float) -> int | None:
         """The length from the next step on, where `validation` has raised it."""
@@ -247,16 +267,21 @@ class Run:
             "loader": self.loader.state_dict(),
             "random": random_state(),
         }
-        moments = optimizer_tensors(self.model, self.optimizer)
-        self.saver.save(self.at.step, model=model_tensors(self.model), optimizer=moments, state=state)
+        weights = self.parallel.whole(model_tensors(self.model))
+        moments = self.parallel.whole(optimizer_tensors(self.model, self.optimizer))
+        if self.ranks.first:
+            self.saver.save(self.at.step, model=weights, optimizer=moments, state=state)
 
     def resume(self, saved: Saved, change_schedule: bool) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; rank 0 alone reads it."""
         folder, state = saved
         self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
         self.schedule = self.loader.schedule
-        checkpoint.load_model(folder, self.model)
-        load_optimizer(checkpoint.read_optimizer(folder), self.model, self.optimizer)
+        first = self.ranks.first
+        weights = checkpoint.read_model(folder) if first else {}
+        self.model.load_state_dict(self.parallel.dealt(weights, self.device))
+        moments = checkpoint.read_optimizer(folder) if first else {}
+        load_optimizer(self.parallel.dealt(moments, self.device), self.model, self.optimizer)
         load_random_state(state["random"])
         self.at = Progressed(**state["progressed"])
         self.ratio = LossRatio.from_state(state["loss_ratio"], self.config.run.spike_ratios)
@@ -275,12 +300,6 @@ def _not_finite(folder: Path, step: int, figures: dict[str, float], variance: di
     )
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "no such device", found=f"run.device = {name}: {error}", allowed="auto, cpu, cuda"
-        ) from error
-    return device
+def _digest(state: dict[str, Any]) -> int:
+    """63 bits of plain JSON values."""
+    return xxhash.xxh3_64_intdigest(json.dumps(state, sort_keys=True).encode()) >> 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from curriculum.batch import Batch
 from train.attention import Sight
+from train.parallel import local
 
 SPIKE_RATIO = 1.2
 """A loss ratio above this counts as a spike, where nothing else is said."""
@@ -93,9 +94,10 @@ class AdamVariance:
     def measure(self) -> dict[str, Tensor]:
         """{variance_l1, variance_max, variance_argmax (an index of `names`)}, [] each, on the device.
 
-        After the optimizer's first step.
+        After the optimizer's first step. Of this rank's shards, where the model is sharded: see `Parallel.combined`.
         """
-        moments = [self.optimizer.state[parameter]["exp_avg_sq"] for parameter in self.parameters]
+        moments = [local(self.optimizer.state[parameter]["exp_avg_sq"]) for parameter in self.parameters]
+        moments = [v if v.numel() else v.new_zeros(1) for v in moments]  # a rank may have nothing of a small tensor
         sums = [torch._foreach_norm(torch._foreach_sqrt(moments[part]), 1) for part in self.parts]
         l1 = torch.stack([value for values in sums for value in values]).sum()
         largest, index = torch.stack(torch._foreach_norm(moments, math.inf)).max(0)
