@@ -273,7 +273,7 @@ def encode_documents(encoder: Encoder, texts: list[str], vocabulary: Vocabulary)
     """Tokens of all texts in a row, each with its end-of-document token, and how many those are: int64 [texts].
 
     A text of more than `LONG_CHARACTERS` is encoded in parts where the tokenizer allows it: in one go it would take
-    fifteen bytes of memory a character. The tokens are the same.
+    ten bytes of memory a character. The tokens are the same.
     """
     if max(map(len, texts), default=0) <= LONG_CHARACTERS or not can_cut(vocabulary.data):
         ids, offsets = encoder.encode(texts)
