@@ -20,11 +20,13 @@ import fcntl
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def run_jobs(jobs: list[dict[str, Any]], out: Path, workers: int, already: int) 
     """Run jobs side by side and append their results; False where it was interrupted."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # workers inherit it
     started, total = time.monotonic(), already + len(jobs)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
     try:
         futures = [pool.submit(train_one, job) for job in jobs]
         for count, future in enumerate(as_completed(futures), 1):
@@ -115,6 +117,14 @@ def run_jobs(jobs: list[dict[str, Any]], out: Path, workers: int, already: int) 
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return True
+
+
+def begin_worker() -> None:
+    """A worker ends with its parent, however that ends; Ctrl-C is heard by the run alone, which then saves itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def train_one(job: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,8 +3,10 @@
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -90,6 +92,42 @@ def test_a_study_cut_off_goes_on_and_runs_nothing_twice(place):
         (place / "grow.toml").read_text().replace("warmup_steps = 5", "warmup_steps = 6")
     )
     assert "warmup_steps: 5 there, 6 asked" in call(place, *asked, "--seeds", "1", status=2).stderr
+
+
+def test_a_killed_study_leaves_no_process_and_its_run_ends_as_if_undisturbed(place):
+    asked = ["--store", place / "store", "--arms", place / "grow.toml", "--lrs", "1e-3", "--seeds", "1"]
+    asked += ["--set", "checkpoint_every_steps=5", "--set", "run.epochs=2"]
+    call(place, *asked)
+    (whole,) = results_of(place)
+    (place / "out").rename(place / "whole")
+    command = [str(part) for part in (sys.executable, ROOT / "scripts/study.py", "--out", place / "out", *asked)]
+    study = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    checkpoints = place / "out/runs/grow/lr-0.001/seed-1/checkpoints"
+    wait_for(lambda: checkpoints.is_dir() and any(checkpoints.glob("step-*")))
+    study.kill()
+    study.wait()
+    wait_for(lambda: not alive(study.pid))
+    assert results_of(place) == []
+    assert "going on after step" in call(place, *asked).stderr
+    (again,) = results_of(place)
+    apart = ("seconds", "run", "settings")
+    assert {k: v for k, v in again.items() if k not in apart} == {k: v for k, v in whole.items() if k not in apart}
+
+
+def wait_for(condition):
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited for a minute")
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_run_of_a_study_is_that_of_the_same_command(study, place):
