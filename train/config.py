@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from curriculum.batch import Allocate, allocate_int64
 from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
 from curriculum.schedule import Schedule
@@ -131,8 +132,9 @@ class BatchConfig(Section):
 
     global_batch_sequences: int | None = Field(None, ge=1)
     global_batch_tokens: int | None = Field(None, ge=1)
-    micro_batch_tokens: int = Field(16_384, ge=1)
-    """Most tokens of one forward and backward; at least one sequence."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Most tokens of one forward and backward; at least one sequence. "auto": 16,384 on a CPU; on cuda as many as
+    fit, found before the first step and kept for the rest of the run (docs/speed.md)."""
 
 
 class OptimizerConfig(Section):
@@ -193,6 +195,10 @@ class RunConfig(Section):
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; "auto": bfloat16 on cuda, else float32. Weights are float32."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile, once for all lengths (docs/speed.md); "auto": on cuda."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Of one device in bfloat16, for `mfu` in the metrics; common GPUs are known by name."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Several ranks: the model whole on each, or sharded. "auto": sharded where it would fill a GPU."""
     activation_checkpointing: bool = False
@@ -231,7 +237,9 @@ class Config(Section):
             max_epochs=self.run.max_epochs,
         )
 
-    def loader(self, store: Store, *, rank: int = 0, world_size: int = 1) -> CurriculumLoader:
+    def loader(
+        self, store: Store, *, rank: int = 0, world_size: int = 1, allocate: Allocate = allocate_int64
+    ) -> CurriculumLoader:
         """The run's batches from its beginning; Raises ConfigError as `schedule` does.
 
         Also where the data do not suffice, or [mixture] does not fit the store.
@@ -248,6 +256,7 @@ class Config(Section):
             rank=rank,
             world_size=world_size,
             window_tokens=run.window_tokens,
+            allocate=allocate,
         )
 
 

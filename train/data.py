@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,29 @@ import torch
 from torch import Tensor
 
 from curriculum.batch import Batch
-from train.attention import Sight, span_mask
+from pipeline.reader import Store
+from train.attention import Sight, has_varlen, span_mask
+from train.config import ModelConfig
+
+
+def allocate_pinned(shape: tuple[int, ...]) -> np.ndarray:
+    """int64 in page-locked memory, which a device copies from by itself: for `CurriculumLoader`."""
+    return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
+
+
+class InFlight:
+    """Batches whose copy to the device may still be under way: their memory must not be given out again before."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[torch.cuda.Event, Batch]] = deque()
+
+    def hold(self, batch: Batch) -> None:
+        """Keep `batch` until what the device has been asked so far is done; let go of those that are."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._held.append((event, batch))
+        while self._held[0][0].query() and len(self._held) > 1:  # type: ignore[no-untyped-call]
+            self._held.popleft()
 
 
 class MicroBatch(NamedTuple):
@@ -41,6 +64,14 @@ class Flat(NamedTuple):
         while capacity < spans:
             capacity *= 2
         return capacity
+
+
+def flat_of(store: Store, model: ModelConfig, device: torch.device, half: bool) -> Flat | None:
+    """The flat layout where there are kernels for it; None: masks."""
+    dtype = torch.bfloat16 if half else torch.float32
+    if not has_varlen(device, dtype, model.width // model.heads):
+        return None
+    return Flat(store.tokens / max(1, store.documents))
 
 
 def micro_batches(

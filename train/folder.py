@@ -27,6 +27,7 @@ FREE_KEYS = {
     "run.log_every_steps",
     "run.spike_ratios",
     "run.attention_logits_every_steps",
+    "run.peak_tflops",
     "run.parallel",
     "run.activation_checkpointing",
 }

@@ -24,6 +24,8 @@ from train.config import Config
 from train.data import row_parts
 from train.model import GPT2
 from train.optimizer import learning_rate
+from train.utilisation import weights_multiplied
+from train.warmup import CPU_TOKENS
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
 def parameters(config: Config, vocab_size: int) -> int:
     """Parameters of the model that take part in matrix products: all but positions."""
     with torch.device("meta"):
-        model = GPT2(config.model, vocab_size, 1)
-    return sum(p.numel() for name, p in model.named_parameters() if name != "positions.weight")
+        return weights_multiplied(GPT2(config.model, vocab_size, 1))
 
 
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
@@ -135,8 +136,9 @@ def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: f
 
 
 def _shapes(config: Config, seqlen: int, sequences: int) -> Iterator[tuple[int, int]]:
-    """The shapes that `train.data.micro_batches` cuts a batch into."""
-    for rows in row_parts(sequences, seqlen, config.batch.micro_batch_tokens):
+    """The shapes that `train.data.micro_batches` cuts a batch into; "auto" as on a CPU."""
+    size = config.batch.micro_batch_tokens
+    for rows in row_parts(sequences, seqlen, size if isinstance(size, int) else CPU_TOKENS):
         yield rows.stop - rows.start, seqlen
 
 

@@ -66,6 +66,7 @@ def run(
             this.warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
         if ranks.first:
             write_config(folder, config)
+        this.warm_up()
         held.enter_context(this.saver)
         at, total_steps = this.at, this.schedule.total_steps
         report = held.enter_context(Report(folder, step=at.step, total_steps=total_steps, silent=not ranks.first))

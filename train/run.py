@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor
 
 from curriculum.adaptive import Calm
-from curriculum.batch import Batch
+from curriculum.batch import Batch, allocate_int64
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
@@ -23,8 +23,9 @@ from pipeline.reader import Store
 from train import checkpoint
 from train.checkpoint import Saved
 from train.clipping import Clipping
+from train.compile import Compiler
 from train.config import Config
-from train.data import micro_batches, row_parts
+from train.data import InFlight, MicroBatch, allocate_pinned, flat_of, micro_batches, row_parts
 from train.distributed import Ranks, device_of
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
@@ -35,7 +36,9 @@ from train.snapshot import load_optimizer, load_random_state, model_tensors, opt
 from train.stability import AdamVariance, LossRatio, first_row, largest_attention_logit
 from train.start import shape_to_begin_with
 from train.trained import load_hf_weights
+from train.utilisation import flops_per_token, peak_tflops, utilisation, weights_multiplied
 from train.validation import validation_loss
+from train.warmup import CPU_TOKENS, warm_up
 from train.watch import Watch, sentence, told
 
 
@@ -65,10 +68,15 @@ class Run:
         self.config = config
         self.warn = warn
         self.ranks = ranks or Ranks()
-        self.store = Store.open(config.store)
-        self.loader = config.loader(self.store, rank=self.ranks.rank, world_size=self.ranks.world_size)
-        self.schedule: Schedule = self.loader.schedule
         self.device = device_of(config.run.device, self.ranks)
+        self.store = Store.open(config.store)
+        self.loader = config.loader(
+            self.store,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            allocate=allocate_pinned if self.device.type == "cuda" else allocate_int64,
+        )
+        self.schedule: Schedule = self.loader.schedule
         torch.manual_seed(config.run.seed)
         source = None if saved else config.run.init_from_hf
         given = (
@@ -88,10 +96,17 @@ class Run:
         self.model = GPT2(config.model, self.store.manifest.vocab_size, positions)
         if source and given:
             load_hf_weights(source, given, self.model)
+        cuda = self.device.type == "cuda"
+        self.compiler = Compiler(self.model) if config.run.compile is True or (config.run.compile and cuda) else None
         if config.run.activation_checkpointing:
             recompute_blocks(self.model)
         dtype = config.run.dtype
-        self.half = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
+        self.half = dtype == "bfloat16" or (dtype == "auto" and cuda)
+        self.flat = flat_of(self.store, config.model, self.device, self.half)
+        self.in_flight = InFlight()
+        asked = config.batch.micro_batch_tokens
+        self.micro_batch_tokens = asked if isinstance(asked, int) else CPU_TOKENS
+        self.peak_tflops = config.run.peak_tflops or peak_tflops(self.device)
         self.parallel = Parallel(self.model, self.ranks, self.device, config.run.parallel, self.half)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.at = Progressed()
@@ -148,10 +163,9 @@ class Run:
         Returns [] each: `loss` (nats a token), `grad_norm` before and `clipped` by `Clipping`, `AdamVariance`'s.
         """
         total = torch.zeros((), device=self.device)
-        size, mask = self.config.batch.micro_batch_tokens, self.config.model.mask
         most_rows = -(-self.schedule.sequences(batch.step) // self.ranks.world_size)
-        count = len(row_parts(most_rows, batch.seqlen, size))
-        for part, last in leveled(micro_batches(batch, size, self.device, mask), count):
+        count = len(row_parts(most_rows, batch.seqlen, self.micro_batch_tokens))
+        for part, last in leveled(self.parts(batch, self.micro_batch_tokens), count):
             with self.parallel.last(last):
                 with self.autocast():
                     loss = self.parallel.loss(part) / batch.targets
@@ -162,6 +176,16 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "clipped": clipped, **self.variance.measure()}
+
+    def parts(self, batch: Batch, most_tokens: int) -> Iterator[MicroBatch]:
+        """`micro_batches` in the layout of this device; copied while it computes."""
+        yield from micro_batches(batch, most_tokens, self.device, self.config.model.mask, self.flat)
+        if self.device.type == "cuda":
+            self.in_flight.hold(batch)
+
+    def warm_up(self) -> None:
+        """Find the micro-batch and compile, where that is asked for: see `train.warmup`. Leaves no trace."""
+        warm_up(self)
 
     def fetch(self) -> list[dict[str, Any]]:
         """Lines of metrics of the steps since the last fetch.
@@ -182,6 +206,8 @@ class Run:
             self.at.clipped += figures["clipped"] > 0
             times = {"elapsed_s": self.at.elapsed_s, "tokens_per_s": done.targets / done.took_s}
             logit = figures["attention_logit_max"]
+            flops = flops_per_token(self.config.model, weights_multiplied(self.model), done.facts["seqlen"])
+            mfu = utilisation(times["tokens_per_s"], flops, self.peak_tflops, self.ranks.world_size)
             lines.append(
                 {
                     **done.facts,
@@ -192,6 +218,7 @@ class Run:
                     "grad_norm": figures["grad_norm"],
                     "clipped": figures["clipped"],
                     **variance,
+                    **({} if mfu is None else {"mfu": round(mfu, 4)}),
                     **({} if math.isnan(logit) else {"attention_logit_max": logit}),
                 }
             )
@@ -234,12 +261,12 @@ class Run:
         if self.held_out is None:
             return None
         seqlen = self.schedule.max_seqlen
-        rows = max(1, self.config.batch.micro_batch_tokens // seqlen)
+        rows = max(1, self.micro_batch_tokens // seqlen)
         return validation_loss(self._loss, self.held_out, seqlen, rows, self.config.run.validation_tokens, self.ranks)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch that is one micro-batch."""
-        (part,) = micro_batches(batch, batch.labels.size, self.device, self.config.model.mask)
+        (part,) = self.parts(batch, batch.labels.size)
         with self.autocast():
             return self.parallel.loss(part)
 
@@ -264,6 +291,7 @@ class Run:
             "watch": self.watch.state_dict(),
             "calm": asdict(self.calm),
             "positions": self.model.max_seqlen,
+            "micro_batch_tokens": self.micro_batch_tokens,
             "loader": self.loader.state_dict(),
             "random": random_state(),
         }
@@ -283,6 +311,7 @@ class Run:
         moments = checkpoint.read_optimizer(folder) if first else {}
         load_optimizer(self.parallel.dealt(moments, self.device), self.model, self.optimizer)
         load_random_state(state["random"])
+        self.micro_batch_tokens = state["micro_batch_tokens"]
         self.at = Progressed(**state["progressed"])
         self.ratio = LossRatio.from_state(state["loss_ratio"], self.config.run.spike_ratios)
         self.watch = Watch.from_state(state["watch"])

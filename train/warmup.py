@@ -1,0 +1,221 @@
+"""Before the first step: every shape of the schedule once, the largest first, so that nothing is compiled later.
+
+A batch that does not fit the device is known in the first seconds, and `micro_batch_tokens = "auto"` halves until it
+does. Weights and optimizer are not touched: the moments that Adam has yet to make are stood in for by empty memory of
+their size. Gradients are dropped and the random generators put back, so a run is to the bit what it is without.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from curriculum.batch import Batch, windowed
+from curriculum.schedule import Schedule
+from pipeline.errors import RunError
+from pipeline.packing import Packed
+from train.compile import STATIC_SHAPES, shape_of
+from train.data import row_parts
+from train.snapshot import load_random_state, random_state
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+MOST_SHAPES = 96
+"""More shapes than this are sampled evenly: those between two others need no other graph."""
+MOST_TOKENS = 1 << 17
+"""Of an automatic micro-batch: beyond it the launch of kernels costs nothing any more."""
+CPU_TOKENS = 1 << 14
+"""The automatic micro-batch of a CPU, whose memory is not worth a search."""
+SPARE = 0.05
+"""Of the device's memory is left free by the search: allocation scatters."""
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Of a micro-batch."""
+
+    tokens: int
+    seqlen: int
+    window: int = 0
+    """0: none."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of `seqlen`."""
+        return self.tokens // self.seqlen
+
+
+def shapes_of(schedule: Schedule, micro_batch_tokens: int, world_size: int = 1) -> Counter[Shape]:
+    """Every micro-batch of a run and the tokens served in such ones on a rank; the same on all ranks.
+
+    An adaptive schedule's lengths to come count as if each took one step.
+    """
+    found: Counter[Shape] = Counter()
+    ends = [phase.first_step for phase in schedule.phases[1:]] + [schedule.total_steps]
+    phases = [(phase, max(0, end - phase.first_step)) for phase, end in zip(schedule.phases, ends, strict=True)]
+    if notches := schedule.notches:
+        lengths = range(notches.seqlen_start, notches.seqlen_end + 1, notches.seqlen_multiple)
+        phases += [(schedule.raised_to(seqlen).phases[-1], 1) for seqlen in lengths]
+    for phase, steps in phases:
+        least, rest = divmod(phase.sequences, world_size)
+        for rows in {least, least + (rest > 0)} - {0}:
+            for part in row_parts(rows, phase.seqlen, micro_batch_tokens):
+                tokens = (part.stop - part.start) * phase.seqlen
+                found[Shape(tokens, phase.seqlen, phase.window or 0)] += steps * tokens
+    return found
+
+
+def largest_first(shapes: Iterable[Shape]) -> list[Shape]:
+    """At most MOST_SHAPES of them, evenly spread, first and last among them."""
+    ordered = sorted(shapes, reverse=True)
+    if len(ordered) <= MOST_SHAPES:
+        return ordered
+    return [ordered[int(i)] for i in np.linspace(0, len(ordered) - 1, MOST_SHAPES).round()]
+
+
+def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
+    """A batch of that shape whose rows are one span each; if `masked`, and can be, another with two spans a row."""
+    rows, seqlen = shape.rows, shape.seqlen
+    for spans in (1, 2) if masked and seqlen > 1 else (1,):
+        starts = np.arange(rows * spans + 1, dtype=np.int32) * seqlen // spans
+        lengths = np.diff(starts)
+        ids = np.zeros((rows, seqlen), dtype=np.int64)
+        batch = Batch(
+            input_ids=ids,
+            labels=ids,
+            position_ids=(np.arange(rows * seqlen) - np.repeat(starts[:-1], lengths)).reshape(rows, seqlen),
+            cu_seqlens=starts,
+            max_seqlen=int(lengths.max()),
+            step=0,
+            seqlen=seqlen,
+            targets=rows * seqlen,
+            pieces=Packed(*np.zeros((4, 0), dtype=np.int64)),
+        )
+        yield windowed(batch, shape.window or None, "kept")
+
+
+class Untouched:
+    """`with Untouched(model, optimizer)`: what is computed inside leaves no trace, and has the memory a step has."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._moments: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self._random = random_state()
+        new = [p for p in self.model.parameters() if p not in self.optimizer.state]
+        self._moments = [torch.empty_like(p) for p in new for _ in range(2)]
+
+    def __exit__(self, *_: object) -> None:
+        self._moments.clear()
+        self.model.zero_grad(set_to_none=True)
+        load_random_state(self._random)
+
+
+def fitting(attempt: Callable[[int], None], most: int, least: int, agreed: Callable[[bool], bool] = bool) -> int:
+    """The first of `most`, `most` / 2, ... tokens whose `attempt` does not run out of memory, at least `least`.
+
+    `agreed`: whether all ranks say so. Raises RunError where even `least` does not fit.
+    """
+    tokens = max(most, least)
+    while not agreed(_fits(attempt, tokens)):
+        if tokens == least:
+            raise too_large(tokens)
+        tokens = max(least, tokens // 2)
+    return tokens
+
+
+def too_large(tokens: int) -> RunError:
+    """The error of a micro-batch that does not fit."""
+    return RunError(
+        "a micro-batch does not fit the device's memory",
+        found=f"{tokens:,} tokens",
+        remedy='a smaller batch.micro_batch_tokens, or "auto"; if it is one row, run.activation_checkpointing',
+    )
+
+
+def warm_up(run: Run) -> None:
+    """Settle `run.micro_batch_tokens` where it is "auto" and the run begins, then run every shape if it is compiled.
+
+    On cuda without compilation the largest shape alone; on a CPU nothing. Raises RunError where a batch does not fit.
+    """
+    cuda, compiler, schedule, world_size = run.device.type == "cuda", run.compiler, run.schedule, run.ranks.world_size
+    if not cuda and compiler is None:
+        return
+    with Untouched(run.model, run.optimizer):
+        if cuda and run.config.batch.micro_batch_tokens == "auto" and run.at.step == 0:
+            run.micro_batch_tokens = found_by_trying(run)
+        counted = shapes_of(schedule, run.micro_batch_tokens, world_size)
+        shapes = largest_first(counted)
+        try:
+            if compiler is not None:
+                often = [shape for shape, _ in counted.most_common(STATIC_SHAPES)]
+                compiler.static = {key for shape in often for key in _keys(run, shape)}
+            for shape in shapes if compiler is not None else shapes[:1]:
+                try_shape(run, shape)
+            if compiler is not None and run.held_out is not None:
+                with torch.no_grad():
+                    seqlen = schedule.max_seqlen
+                    try_shape(run, Shape(max(1, run.micro_batch_tokens // seqlen) * seqlen, seqlen))
+                    try_shape(run, Shape(seqlen, seqlen))
+        except torch.OutOfMemoryError as error:
+            raise too_large(run.micro_batch_tokens) from error
+    if compiler is not None:
+        compiler.warmed_up()
+
+
+def found_by_trying(run: Run) -> int:
+    """The automatic micro-batch: halved until the largest shape of the schedule fits."""
+    schedule, world_size = run.schedule, run.ranks.world_size
+    most = max(-(-phase.sequences // world_size) * phase.seqlen for phase in schedule.phases)
+
+    def attempt(tokens: int) -> None:
+        spare = torch.empty(int(SPARE * torch.cuda.mem_get_info(run.device)[1]), dtype=torch.uint8, device=run.device)
+        try_shape(run, largest_first(shapes_of(schedule, tokens, world_size))[0])
+        del spare
+
+    def agreed(mine: bool) -> bool:
+        return bool(run.ranks.gather(torch.tensor(int(mine))).all())
+
+    return fitting(attempt, min(MOST_TOKENS, most), schedule.max_seqlen, agreed)
+
+
+def try_shape(run: Run, shape: Shape) -> None:
+    """Forward and, where gradients are on, backward of micro-batches of that shape, in every form they can have."""
+    for batch in sample_batches(shape, run.config.model.mask == "document"):
+        for part in run.parts(batch, shape.tokens):
+            with run.parallel.last(False):
+                with run.autocast():
+                    loss = run.parallel.loss(part)
+                if torch.is_grad_enabled():
+                    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _keys(run: Run, shape: Shape) -> Iterator[tuple[int, ...]]:
+    """What the compiler tells shapes apart by."""
+    for batch in sample_batches(shape, run.config.model.mask == "document"):
+        for part in run.parts(batch, shape.tokens):
+            yield shape_of(part.input_ids, part.sight)
+
+
+def _fits(attempt: Callable[[int], None], tokens: int) -> bool:
+    try:
+        attempt(tokens)
+    except torch.OutOfMemoryError:
+        fits = False
+    else:
+        fits = True
+    if not fits:  # outside of the handler: the error holds what was allocated
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return fits
