@@ -191,6 +191,8 @@ class RunConfig(Section):
     """Loss ratios above which a step is counted as a spike: docs/stability.md."""
     attention_logits_every_steps: int = Field(0, ge=0)
     """The largest attention logit once in so many steps, on a forward of its own; 0: never."""
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    """Who hears the metrics too: each is an extra, slw[tensorboard], slw[wandb]."""
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -25,6 +25,7 @@ FREE_KEYS = {
     "run.keep_every_steps",
     "run.validate_every_steps",
     "run.log_every_steps",
+    "run.trackers",
     "run.spike_ratios",
     "run.attention_logits_every_steps",
     "run.peak_tflops",

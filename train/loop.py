@@ -17,6 +17,7 @@ from train.lock import locked
 from train.report import Report
 from train.run import Run
 from train.signals import Signals
+from train.trackers import check_installed
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def run(
             write_config(folder, config)
         this.warm_up()
         held.enter_context(this.saver)
-        at, total_steps = this.at, this.schedule.total_steps
-        report = held.enter_context(Report(folder, step=at.step, total_steps=total_steps, silent=not ranks.first))
+        at = this.at
+        report = held.enter_context(Report(config, at.step, silent=not ranks.first))
         held.enter_context(_collector_off())
         finished, validation = _steps(this, report)
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
@@ -91,6 +92,7 @@ def _opened(
 ) -> tuple[str, dict[str, Any]] | None:
     """Lock the run folder until `held` ends; the checkpoint to go on from."""
     folder = config.run.dir
+    check_installed(config)
     check_folder(folder, config, change_schedule, force)
     held.enter_context(locked(folder))
     if force:
@@ -128,7 +130,7 @@ def _steps(this: Run, report: Report) -> tuple[bool, float | None]:
                         lines[-1]["seqlen_next"] = raised
                         total_steps = this.schedule.total_steps
             report.write(lines)
-            report.show(lines[-1], total_steps, validation)
+            report.show(lines[-1], this.schedule, validation)
             if saves:
                 this.save()
             if stop and not last:

@@ -19,7 +19,10 @@ class MetricsFile:
 
     def __init__(self, run: Path, *, keep_until_step: int) -> None:
         path = run / METRICS_NAME
-        kept = [line for line in read_metrics(run) if line["step"] <= keep_until_step] if path.exists() else []
+        there = read_metrics(run) if path.exists() else []
+        self.last_step_before = max((line["step"] for line in there), default=-1)
+        """Of what was there, cut back or not; -1 for nothing."""
+        kept = [line for line in there if line["step"] <= keep_until_step]
         temporary = path.with_suffix(".partial")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)

@@ -1,26 +1,35 @@
-"""What a run tells while it trains: lines of metrics in its folder, a progress line on standard error."""
+"""What a run tells while it trains: lines of metrics in its folder and to trackers, a progress line on stderr."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
+from curriculum.schedule import Schedule
 from pipeline.progress import ProgressLine
+from train.config import Config
 from train.metrics import MetricsFile
+from train.remaining import TimeLeft, detail
+from train.trackers import Tracker, trackers_of
 
 
 class Report:
     """Of rank 0; `silent` on the others, which know the same."""
 
-    def __init__(self, folder: Path, *, step: int, total_steps: int, silent: bool) -> None:
+    def __init__(self, config: Config, step: int, *, silent: bool) -> None:
         self._held = ExitStack()
         self._metrics: MetricsFile | None = None
         self._progress: ProgressLine | None = None
+        self._trackers: Sequence[Tracker] = ()
+        self._left = TimeLeft()
         if not silent:
-            self._metrics = MetricsFile(folder, keep_until_step=step or -1)
+            self._metrics = MetricsFile(config.run.dir, keep_until_step=step or -1)
             self._held.callback(self._metrics.close)
-            self._progress = self._held.enter_context(ProgressLine("training", total_steps))
+            self._trackers = trackers_of(config, step, self._metrics.last_step_before)
+            for tracker in self._trackers:
+                self._held.callback(tracker.close)
+            self._progress = self._held.enter_context(ProgressLine("training", 1, remaining=False))
 
     def __enter__(self) -> Report:
         return self
@@ -33,16 +42,13 @@ class Report:
         if self._metrics:
             for line in lines:
                 self._metrics.write(line)
+                for tracker in self._trackers:
+                    tracker.write(line)
 
-    def show(self, line: dict[str, Any], total_steps: int, validation: float | None) -> None:
+    def show(self, line: dict[str, Any], schedule: Schedule, validation: float | None) -> None:
         """How far the run is, after the step of `line`."""
         if self._progress:
-            self._progress.update(line["step"], _detail(line, total_steps, validation))
-
-
-def _detail(line: dict[str, Any], total_steps: int, validation: float | None) -> str:
-    shown = f"  val {validation:.3f}" if validation is not None else ""
-    return (
-        f"{line['step']}/{total_steps}  seqlen {line['seqlen']}  loss {line['loss']:.3f}{shown}  "
-        f"{line['tokens_per_s'] / 1e3:,.1f}k tokens/s"
-    )
+            total = schedule.total_tokens or 1
+            left_s = self._left.update(line["tokens_seen"], total)
+            text = detail(line, schedule.total_steps, validation, left_s, self._progress.width)
+            self._progress.update(line["tokens_seen"] / total, text)
