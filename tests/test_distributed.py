@@ -31,6 +31,14 @@ UNEVEN = {
     "run__attention_logits_every_steps": 5,
 }
 """Rows that neither 2 nor 4 divide, in micro-batches of which some ranks need one more than others."""
+KINDS = {
+    "ddp": {"run__parallel": "ddp"},
+    "fsdp": {"run__parallel": "fsdp"},
+    "recomputed": {"run__parallel": "fsdp", "run__activation_checkpointing": True},
+    "half": {"run__parallel": "fsdp", "run__dtype": "bfloat16"},
+}
+
+TIMES = ("elapsed_s", "tokens_per_s")
 
 
 def quiet(text):
@@ -110,9 +118,10 @@ def spread(store, tmp_path_factory):
     """Runs on several ranks: {(ranks, kind): folder}."""
     base = tmp_path_factory.mktemp("spread")
     folders = {}
-    for world_size, kinds in ((2, ("ddp", "fsdp")), (4, ("ddp",))):
+    for world_size, kinds in ((2, ("ddp", "fsdp", "recomputed", "half")), (4, ("ddp",))):
         runs = {(world_size, kind): base / f"{kind}{world_size}" for kind in kinds}
-        settings = [settings_of(store, folder, **UNEVEN, run__parallel=kind) for (_, kind), folder in runs.items()]
+        rare = {"run__checkpoint_every_steps": 1000}
+        settings = [settings_of(store, run, **UNEVEN, **rare, **KINDS[kind]) for (_, kind), run in runs.items()]
         codes, output = launch(world_size, train, *settings, folder=base / f"output{world_size}")
         assert codes == [0] * world_size, output
         folders |= runs
@@ -125,6 +134,20 @@ def test_ranks_see_the_same_batches_and_compute_the_same_losses(whole, spread, k
     ours, theirs = (steps_of(folder) for folder in (spread[kind], whole))
     same = np.mean([a["variance_argmax"] == b["variance_argmax"] for a, b in zip(ours, theirs, strict=True)])
     assert same > 0.8  # two tensors may be as large as one another
+
+
+def test_shards_computed_again_are_the_same_to_the_bit(spread):
+    ours, theirs = (steps_of(spread[2, kind]) for kind in ("recomputed", "fsdp"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+
+
+def test_shards_in_half_precision_learn_as_much_and_keep_whole_weights(spread, whole):
+    ours, theirs = (steps_of(run) for run in (spread[2, "half"], whole))
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=0.02)
+    assert [line["loss"] for line in ours] != pytest.approx([line["loss"] for line in theirs], rel=1e-6)
+    weights = load_file(checkpoint.find(spread[2, "half"])[-1] / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_some_ranks_of_these_runs_need_more_micro_batches_than_others(store, whole):
@@ -175,6 +198,27 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(store, whole, tmp_path):
     assert "22 steps" in output[0]
     assert not output[1].strip()
     assert_same(folder, whole)
+
+
+def train_as_rank(settings):
+    """A learning rate of its own on each rank."""
+    main(["run", str(settings), f"lr=1e-{os.environ['RANK']}"], standalone_mode=False)
+
+
+def test_ranks_of_different_configs_are_refused_once(store, tmp_path):
+    toml = written(settings_of(store, tmp_path / "run"), tmp_path / "run.toml")
+    codes, output = launch(2, train_as_rank, toml, folder=tmp_path / "output")
+    assert codes == [1, 1], output
+    assert "".join(output).count("the ranks are not at the same place") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_only_rank_0_finds_wrong_ends_all(store, whole, tmp_path):
+    toml = written(settings_of(store, whole, **UNEVEN, optimizer__lr=2e-2), tmp_path / "run.toml")
+    codes, output = launch(2, train_until, toml, 0, -1, None, folder=tmp_path / "output")
+    assert codes == [1, 1], output
+    assert "0.01 there, 0.02 asked" in output[0]
+    assert not output[1].strip()
 
 
 def test_a_bad_config_is_told_once(store, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from train import checkpoint
 from train.config import Config
-from train.distributed import Ranks, together
+from train.distributed import Ranks, digest, together
 from train.folder import check_folder, clear, write_config
 from train.lock import locked
 from train.report import Report
@@ -56,6 +56,7 @@ def run(
         with together() as all_of_us:
             return run(config, force=force, change_schedule=change_schedule, warn=warn, ranks=all_of_us)
     config.schedule()  # a mistake in it is told before anything is touched
+    ranks.agree({"config": digest(config.model_dump(mode="json", exclude={"store": True, "run": {"dir", "device"}}))})
     folder = config.run.dir
     with ExitStack() as held:
         found = ranks.from_first(lambda: _opened(config, force, change_schedule, warn, held))
@@ -65,6 +66,7 @@ def run(
         if saved:
             this.resume(saved, change_schedule)
             this.warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
+        this.agree()
         if ranks.first:
             write_config(folder, config)
         this.warm_up()

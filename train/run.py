@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from curriculum.adaptive import Calm
@@ -26,7 +24,7 @@ from train.clipping import Clipping
 from train.compile import Compiler
 from train.config import Config
 from train.data import InFlight, MicroBatch, allocate_pinned, flat_of, micro_batches, row_parts
-from train.distributed import Ranks, device_of
+from train.distributed import Ranks, device_of, digest
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
 from train.parallel import Parallel, leveled, local, recompute_blocks
@@ -187,14 +185,21 @@ class Run:
         """Find the micro-batch and compile, where that is asked for: see `train.warmup`. Leaves no trace."""
         warm_up(self)
 
+    def agree(self) -> None:
+        """Raise RunError where ranks are not at the same place of the same run."""
+        if not self.ranks.several:
+            return
+        at = self.at
+        seqlen = self.schedule.seqlen(min(at.step, self.schedule.total_steps - 1))
+        here = {"step": at.step, "tokens": at.tokens_seen, "seqlen": seqlen, "micro_batch": self.micro_batch_tokens}
+        self.ranks.agree(here | {"loader": digest(self.loader.state_dict())})
+
     def fetch(self) -> list[dict[str, Any]]:
         """Lines of metrics of the steps since the last fetch.
 
         Raises RunError where a loss is not finite; a checkpoint follows a fetch, so none holds such weights.
         """
-        at = self.at
-        here = {"step": at.step, "tokens": at.tokens_seen, "seqlen": self.schedule.seqlen(at.step - 1)}
-        self.ranks.agree(here | {"loader": _digest(self.loader.state_dict())})
+        self.agree()
         lines: list[dict[str, Any]] = []
         for done in self.pending.fetch():
             figures = self.parallel.combined(done.figures)
@@ -327,8 +332,3 @@ def _not_finite(folder: Path, step: int, figures: dict[str, float], variance: di
         found=f"loss {figures['loss']}, gradient norm {figures['grad_norm']}, largest Adam variance in {largest}",
         remedy="lower optimizer.lr, or lengthen the warmup: optimizer.warmup_steps, curriculum.duration_steps",
     )
-
-
-def _digest(state: dict[str, Any]) -> int:
-    """63 bits of plain JSON values."""
-    return xxhash.xxh3_64_intdigest(json.dumps(state, sort_keys=True).encode()) >> 1
