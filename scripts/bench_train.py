@@ -56,11 +56,18 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto")
     add("--dtype", default="auto")
     add("--compile", choices=["auto", "true", "false"], default="auto")
-    add("--nanogpt", action="store_true", help="take turns with a plain GPT-2")
+    add(
+        "--nanogpt",
+        type=int,
+        nargs="*",
+        metavar="LENGTH",
+        help="take turns with a plain GPT-2; at these lengths or all",
+    )
     add("--peak-tflops", type=float, help="of the device, where it is not known by name")
     chosen = parser.parse_args(given)
     if not (chosen.batch_tokens or chosen.batch_sequences):
         chosen.batch_tokens = 524_288 if torch.cuda.is_available() else 8192
+    chosen.nanogpt = chosen.lengths if chosen.nanogpt == [] else chosen.nanogpt or []
     return chosen
 
 
@@ -159,9 +166,10 @@ def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
         rows = max(1, ours.run.micro_batch_tokens // seqlen)
         micro_steps = -(-(tokens // seqlen) // rows)
         rows = tokens // seqlen // micro_steps
-        if plain:
+        beside = plain if seqlen in args.nanogpt else None
+        if beside:
             for _ in range(SETTLING_STEPS):
-                float(plain.step(rows, seqlen, micro_steps))
+                float(beside.step(rows, seqlen, micro_steps))
         others = torch.cuda.memory_allocated() - before if cuda else 0
         rates, plain_rates, memory = [], [], 0
         for _ in range(args.rounds):
@@ -169,10 +177,10 @@ def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
                 torch.cuda.reset_peak_memory_stats()
             rates.append(rate(lambda: ours.steps(args.steps), args.steps * tokens))
             memory = max(memory, torch.cuda.max_memory_allocated() - others if cuda else 0)
-            if plain:
+            if beside:
                 plain_rates.append(
                     rate(
-                        plain_turn(plain, args.steps, rows, seqlen, micro_steps),
+                        plain_turn(beside, args.steps, rows, seqlen, micro_steps),
                         args.steps * rows * micro_steps * seqlen,
                     )
                 )
@@ -185,7 +193,7 @@ def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
             "mfu": mfu and round(mfu, 4),
             "memory_bytes": memory or None,
         }
-        if plain:
+        if beside:
             best = max(plain_rates)
             line |= {"nanogpt_tokens_per_s": round(best, 1), "ratio": round(max(rates) / best, 3)}
         print(json.dumps(line), file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """The label without a target."""
-CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 29}
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 """Of float32 logits at a time: on the CPU what a cache holds, on CUDA enough rows for full matrix products."""
 
 Kernel = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor | None]]
@@ -32,14 +32,18 @@ def log_likelihoods(logits: Tensor, targets: Tensor, vocab_size: int, gradient: 
     The second is the gradient of -log softmax by the logits, in their dtype; None without `gradient`. Logits are
     used up.
     """
-    logits[:, vocab_size:] = -torch.inf
+    compiling = torch.compiler.is_compiling()  # then comparisons are free, and a change of `logits` is a copy of it
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    if compiling:
+        logits = torch.where(ids < vocab_size, logits, -torch.inf)
+    else:
+        logits[:, vocab_size:] = -torch.inf
     scores = torch.log_softmax(logits, 1, dtype=torch.float32)
     likelihoods = scores.gather(1, targets[:, None])[:, 0]
     if not gradient:
         return likelihoods, None
-    if torch.compiler.is_compiling():  # one kernel; eagerly the comparison would cost a pass over all of V
-        hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-        return likelihoods, (scores.exp() - hit.float()).to(logits.dtype)
+    if compiling:
+        return likelihoods, (scores.exp() - (ids == targets[:, None]).float()).to(logits.dtype)
     softmax = scores.exp_()
     softmax[torch.arange(len(targets), device=logits.device), targets] -= 1
     return likelihoods, softmax.to(logits.dtype)
@@ -71,7 +75,8 @@ class _CrossEntropy(torch.autograd.Function):
             h_grad = torch.empty_like(h) if wanted else None
             w_grad = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
             total = torch.zeros((), device=hidden.device)
-            rows = max(1, CHUNK_BYTES.get(device, 1 << 29) // (4 * len(weight)))
+            rows = max(1, CHUNK_BYTES.get(device, 1 << 30) // (4 * len(weight)))
+            rows -= rows % 128 if rows > 128 else 0
             for first in range(0, len(h), rows):
                 part = slice(first, first + rows)
                 likelihoods, gradient = kernel(h[part] @ w.T, targets[part], vocab_size, wanted)
