@@ -24,6 +24,7 @@ def main() -> None:
 
     \b
     slw-train plan run.toml
+    slw-train tune run.toml
     slw-train run run.toml optimizer.lr=1e-3
     slw-train trace runs/slw --step 1200
     slw-train compare runs/slw runs/constant --out compare.png
@@ -139,6 +140,62 @@ def run(
             taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
             click.echo(f"lengths taken: {taken}")
     ranks.exit(0 if outcome.finished else 130)
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the probes.  [default: RUN.DIR-tune]")
+@click.option("--threshold", default=1.3, show_default=True, help="A perplexity so many times its best: fluctuation.")
+@click.option("--multiples", default=3, show_default=True, help="Length of a probe in LR warmups.")
+@click.option("--validations", default=24, show_default=True, help="In a probe.")
+@click.option("--most-share", default=0.1, show_default=True, help="Refuse to cost more than this share of the run.")
+@click.option("--force", is_flag=True, help="Start over: delete the probes that are there.")
+@JSON
+def tune(
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    threshold: float,
+    multiples: int,
+    validations: int,
+    most_share: float,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Find the start length and the duration of CONFIG.toml's ramp by short probes, as the SLW paper does.
+
+    The start length is raised until validation is calm at the very start, then the longest ramp that stays calm is
+    searched by halves. Says what it costs first; the same command goes on where a stopped or killed one left off.
+
+    \b
+    slw-train tune run.toml
+    slw-train tune run.toml optimizer.lr=2e-3 --out tuned && slw-train run tuned/chosen.toml
+    """
+    from train.config import load_config
+    from train.probe import Stopped
+    from train.tune import Settings
+    from train.tune import tune as search
+    from train.tuned import CHOSEN_NAME, PICTURE_NAME, draw, failure, render
+
+    given = load_config(config, overrides)
+    folder = out or given.run.dir.with_name(f"{given.run.dir.name}-tune")
+    settings = Settings(threshold=threshold, multiples=multiples, validations=validations, most_share=most_share)
+    try:
+        tuned = search(given, folder, settings, force=force, warn=lambda text: click.echo(text, err=True))
+    except Stopped:
+        click.echo(f"stopped; the same command goes on: {folder}", err=True)
+        sys.exit(130)
+    draw(tuned, folder / PICTURE_NAME)
+    if tuned.toml:
+        (folder / CHOSEN_NAME).write_text(tuned.toml)
+    if as_json:
+        echo_json({**tuned.to_json(), "picture": str(folder / PICTURE_NAME)})
+    else:
+        click.echo(render(tuned))
+        click.echo(f"\npicture: {folder / PICTURE_NAME}")
+    if not tuned.toml:
+        raise failure(tuned)
 
 
 @main.command()
