@@ -76,6 +76,9 @@ def test_adam_variance_equals_the_slow_sum_and_names_the_largest(at_once, monkey
     parts = {1: len(variance.names), 300: 20, 1 << 25: 1}
     assert len(variance.parts) == pytest.approx(parts[at_once], abs=5)
     found = named(variance)
+    moments = [optimizer.state[parameter]["exp_avg_sq"] for parameter in net.parameters()]
+    for here, there in zip(variance._on_cpu(moments), variance._on_device(moments), strict=True):
+        torch.testing.assert_close(torch.stack(here), torch.stack(there))
     roots = {name: optimizer.state[p]["exp_avg_sq"].sqrt() for name, p in net.named_parameters()}
     assert found["variance_l1"] == pytest.approx(sum(float(r.sum()) for r in roots.values()), rel=1e-5)
     assert found["variance_max"] == pytest.approx(max(float(r.max()) for r in roots.values()), rel=1e-6)
@@ -104,21 +107,33 @@ def slow_attention_logit(net, part, spans):
     for hook in hooks:
         hook.remove()
     found = []
+    at = part.position_ids[0].tolist()
     for x, block in zip(entered, net.blocks, strict=True):
         projected = F.linear(block.norm_1(x), block.attention.qkv.weight, block.attention.qkv.bias).detach()
-        width = x.shape[1]
-        for head in range(block.attention.heads):
-            size = width // block.attention.heads
+        width, heads = x.shape[1], block.attention.heads
+        size = width // heads
+        for head in range(heads):
             q = projected[:, head * size : (head + 1) * size]
             k = projected[:, width + head * size : width + (head + 1) * size]
             for i in range(len(x)):
-                found += [float(q[i] @ k[j]) / size**0.5 for j in range(i + 1) if spans[i] == spans[j]]
+                for j in range(i + 1):
+                    if spans[i] == spans[j]:
+                        turn = at[i] - at[j] if net.config.positions == "rope" else 0
+                        found.append(float(dot(q[i], k[j], turn, net.config.rope_theta)) / size**0.5)
     return max(found)
+
+
+def dot(q, k, turn, theta):
+    """q k with each pair of elements turned by the angle between the positions, as complex numbers are multiplied."""
+    (a, b), (c, d) = q.chunk(2), k.chunk(2)
+    angle = turn * theta ** (-torch.arange(len(a)) / len(a))
+    return ((a * c + b * d) * angle.cos() - (b * c - a * d) * angle.sin()).sum()
 
 
 SCHEDULES = {
     "document": {},
     "causal": {"model__mask": "causal"},
+    "rope": {"model__positions": "rope"},
     "windows": {
         "curriculum": {"pacing": "skyladder", "seqlen": 32, "window_start": 8, "duration_steps": 9}
         | {"window_multiple": 8}

@@ -242,6 +242,7 @@ def updated(self, batch):
     global left
     left -= 1
     if left < 0:
+        self.saver.wait()
         os.kill(os.getpid(), signal.SIGKILL)
     print(self.config.run.dir.name, batch.step)
     return update(self, batch)

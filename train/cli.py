@@ -185,7 +185,7 @@ def tune(
         tuned = search(given, folder, settings, force=force, warn=lambda text: click.echo(text, err=True))
     except Stopped:
         click.echo(f"stopped; the same command goes on: {folder}", err=True)
-        sys.exit(130)
+        raise click.exceptions.Exit(130) from None
     draw(tuned, folder / PICTURE_NAME)
     if tuned.toml:
         (folder / CHOSEN_NAME).write_text(tuned.toml)

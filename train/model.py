@@ -34,10 +34,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight, turned: Rotation | None) -> Tensor:
         """x [B, L, C] -> [B, L, C]."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # [B, L, H, D]
-        if turned is not None:
-            q, k = rotate(q, turned), rotate(k, turned)
+        q, k, v = self.projected(x, turned)
         return self.out(attend(q, k, v, sight).flatten(2))  # type: ignore[no-any-return]
+
+    def projected(self, x: Tensor, turned: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, L, H, D] of x [B, L, C]."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).unbind(2)
+        return (q, k, v) if turned is None else (rotate(q, turned), rotate(k, turned), v)
 
 
 class Block(nn.Module):

@@ -253,7 +253,7 @@ class Run:
             with self.autocast():
                 self.model(part.input_ids, part.position_ids, part.sight)
 
-        return largest_attention_logit(self.model, forward, part.sight)
+        return largest_attention_logit(self.model, forward)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 matrix products where configured."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from curriculum.batch import Batch
-from train.attention import Sight
 from train.parallel import local
 
 SPIKE_RATIO = 1.2
@@ -89,6 +88,8 @@ class AdamVariance:
         self.names, parameters = zip(*model.named_parameters(), strict=True)
         self.parameters: Sequence[nn.Parameter] = parameters
         self.parts = _parts([parameter.numel() for parameter in parameters])
+        self.roots: Tensor | None = None
+        """Memory for the roots of one tensor, on the CPU."""
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
@@ -98,10 +99,21 @@ class AdamVariance:
         """
         moments = [local(self.optimizer.state[parameter]["exp_avg_sq"]) for parameter in self.parameters]
         moments = [v if v.numel() else v.new_zeros(1) for v in moments]  # a rank may have nothing of a small tensor
+        sums, largest = self._on_cpu(moments) if moments[0].is_cpu else self._on_device(moments)
+        most, index = torch.stack(largest).max(0)
+        return {"variance_l1": torch.stack(sums).sum(), "variance_max": most.sqrt(), "variance_argmax": index}
+
+    def _on_device(self, moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Sum of the roots of each tensor and its largest element, in few kernels."""
         sums = [torch._foreach_norm(torch._foreach_sqrt(moments[part]), 1) for part in self.parts]
-        l1 = torch.stack([value for values in sums for value in values]).sum()
-        largest, index = torch.stack(torch._foreach_norm(moments, math.inf)).max(0)
-        return {"variance_l1": l1, "variance_max": largest.sqrt(), "variance_argmax": index}
+        return [value for values in sums for value in values], list(torch._foreach_norm(moments, math.inf))
+
+    def _on_cpu(self, moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The same: norms take twenty times as long there as sums, and fresh memory as long as the roots."""
+        if self.roots is None:
+            self.roots = torch.empty(max(moment.numel() for moment in moments))
+        flat = [moment.view(-1) for moment in moments]
+        return [torch.sqrt(v, out=self.roots[: len(v)]).sum() for v in flat], [v.max() for v in flat]
 
     def named(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """The fetched figures of `measure`, the tensor by its name."""
@@ -110,28 +122,24 @@ class AdamVariance:
 
 
 @torch.no_grad()
-def largest_attention_logit(model: nn.Module, forward: Callable[[], object], sight: Sight) -> Tensor:
+def largest_attention_logit(model: nn.Module, forward: Callable[[], object]) -> Tensor:
     """The largest q k / sqrt(D) of all layers and heads over the pairs seen, float32 [], on the device.
 
-    `forward` runs `model` on one row of L tokens, with `sight` in the form for rows. Logits that grow without bound
-    saturate the softmax, and training diverges (Dehghani et al. 2023, arXiv 2302.05442). Queries and keys are taken
-    as `attention.qkv` of each block puts them out, on a pass of its own that nothing compiled takes part in: the step
-    stays as it is. Price: a forward of one row, and H L^2 logits at once.
+    `forward` runs `model` on one row of L tokens in the form for rows. Logits that grow without bound saturate the
+    softmax, and training diverges (Dehghani et al. 2023, arXiv 2302.05442). It is a pass of its own that nothing
+    compiled takes part in: the step stays as it is. Price: a forward of one row, its queries and keys made twice, and
+    H L^2 logits at once.
     """
     largest = []
 
-    def look(attention: Any) -> Callable[[nn.Module, Any, Tensor], None]:
-        def note(_: nn.Module, inputs: Any, projected: Tensor) -> None:
-            parts = projected[0].float().view(projected.shape[1], 3, attention.heads, -1)
-            q, k, _v = parts.permute(1, 2, 0, 3)  # [H, L, D]
-            logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # [H, L, L]
-            seen = torch.ones_like(logits, dtype=torch.bool).tril() if sight.mask is None else sight.mask[0]
-            largest.append(logits.masked_fill(~seen, -math.inf).max())
+    def look(attention: Any, inputs: tuple[Any, ...]) -> None:
+        x, sight, turned = inputs
+        q, k, _v = (part[0].transpose(0, 1).float() for part in attention.projected(x, turned))  # [H, L, D]
+        logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])  # [H, L, L]
+        seen = torch.ones_like(logits, dtype=torch.bool).tril() if sight.mask is None else sight.mask[0]
+        largest.append(logits.masked_fill(~seen, -math.inf).max())
 
-        return note
-
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "qkv")]
-    hooks = [layer.qkv.register_forward_hook(look(layer)) for layer in layers]
+    hooks = [part.register_forward_pre_hook(look) for part in model.modules() if hasattr(part, "projected")]
     try:
         with torch.compiler.set_stance("force_eager"):
             forward()

@@ -12,6 +12,7 @@ fluctuates at T does so at every larger T. Price: `cost` says it beforehand.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
     Raises ConfigError where there is nothing to tune or it would cost too much, RunError where no choice is calm;
     `Stopped` where a signal has ended a probe.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("tuning runs on one rank", found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}", allowed="1")
     store, held_out = Store.open(config.store), Store.open(config.store, "validation")
     if not held_out.documents:
         raise ConfigError("tuning follows validation", where=config.store, found="no held-out documents")

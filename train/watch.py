@@ -33,7 +33,7 @@ RECENT = 64
 LEAST = 20
 REST = 32
 SPREADS = 8.0
-FLOORS = {"variance_max": 2.0, "loss_ratio": 1.2}
+FLOORS = {"variance_max": 2.0, "loss_ratio": 1.3}
 """What is watched, and the least factor above its median that is out of its band."""
 LENGTHS = 16
 """So many lengths' bands are kept, those used last."""
