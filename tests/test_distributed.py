@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from ranks import launch
 from runs import as_toml, config_of, settings_of, tiny_store
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from curriculum.batch import NO_TARGET
 from pipeline.errors import RunError, StoreError
@@ -265,6 +266,35 @@ main()
     done = CliRunner().invoke(main, ["run", str(toml)])
     assert done.exit_code == 0, done.output
     assert_same(folder, whole)
+
+
+def look_at_shards(settings):
+    """Gradients of a step that is dropped after a validation, and what parameters are then."""
+    with together() as ranks:
+        this = loop.Run(parse_config(settings, where="test"), quiet, ranks=ranks)
+        (part,) = micro_batches(next(this.loader), 10**6, this.device)
+        this.parallel.loss(part).backward()
+        assert all(parameter.grad is not None for parameter in this.model.parameters())
+        this.validate()
+        shards = list(this.model.parameters())
+        assert all(isinstance(parameter, DTensor) and parameter.grad is not None for parameter in shards)
+        this.model.zero_grad(set_to_none=True)
+        this.parallel.loss(part).backward()
+        once = [parameter.grad.to_local().clone() for parameter in this.model.parameters()]
+        this.validate()
+        this.model.zero_grad(set_to_none=True)
+        this.parallel.loss(part).backward()
+        again = [parameter.grad.to_local() for parameter in this.model.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+        this.loader.close()
+        print("done")
+
+
+def test_a_validation_leaves_shards_and_no_gradient_behind(store, tmp_path):
+    settings = settings_of(store, tmp_path / "none", run__parallel="fsdp", batch__global_batch_sequences=4)
+    codes, output = launch(2, look_at_shards, settings, folder=tmp_path)
+    assert codes == [0, 0], output
+    assert [text.strip() for text in output] == ["done", "done"]
 
 
 def talk():

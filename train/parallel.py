@@ -65,6 +65,9 @@ class Parallel:
     def loss(self, part: MicroBatch) -> Tensor:
         """`GPT2.loss` of this rank's micro-batch; all ranks call it equally often."""
         loss: Tensor = (self._replicas or self.model.loss)(*part)
+        if self.kind == "fsdp" and not torch.is_grad_enabled():
+            # No backward pass will: and `parameters()` would name the gathered ones, with gradients of their own.
+            self.model.reshard()  # type: ignore[operator]
         return loss
 
     def last(self, last: bool) -> AbstractContextManager[Any]:
