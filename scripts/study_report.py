@@ -37,23 +37,30 @@ def summarise(results: Results, bar: float) -> dict[str, Any]:
         }
         for arm in arms
     }
-    means = [losses_of(cell) for rates in cells.values() for cell in rates.values()]
-    lowest = min((sum(losses) / len(losses) for losses in means if losses), default=math.inf)
-    limit = lowest + bar
-    made = {arm: arm_summary(rates, limit) for arm, rates in cells.items()}
+    made = {arm: arm_summary(rates, bar) for arm, rates in cells.items()}
     for arm in arms:
         made[arm]["beyond_first"] = difference(cells, made, arm, arms[0])
-    return {"bar": bar, "lowest_mean": lowest, "limit": limit, "runs": len(results), "arms": made}
+    return {"bar": bar, "runs": len(results), "arms": made}
 
 
-def arm_summary(rates: dict[float, Results], limit: float) -> dict[str, Any]:
-    """One arm. A run has failed where its loss is not finite or above `limit`."""
-    rows = {lr: cell_summary(cell, limit) for lr, cell in rates.items()}
-    sound = {lr: row for lr, row in rows.items() if row["failed"] == 0}
-    best = min(sound, key=lambda lr: sound[lr]["validation_loss"]["mean"], default=None)
+def arm_summary(rates: dict[float, Results], bar: float) -> dict[str, Any]:
+    """One arm: its best rate, and the largest at which no seed failed.
+
+    A run has failed where its loss is not finite, or at a rate above the best ends `bar` above the mean there.
+    """
+    means = {
+        lr: math.fsum(losses_of(cell)) / len(cell) for lr, cell in rates.items() if len(losses_of(cell)) == len(cell)
+    }
+    best = min(means, key=lambda lr: means[lr], default=None)
+    limit = means[best] + bar if best is not None else math.inf
+    rows = {
+        lr: cell_summary(cell, limit if best is not None and lr > best else math.inf) for lr, cell in rates.items()
+    }
+    sound = [lr for lr, row in rows.items() if row["failed"] == 0]
     return {
         "rates": [{"lr": lr, **row} for lr, row in rows.items()],
         "best_lr": best,
+        "limit": limit if best is not None else None,
         "largest_lr": max(sound, default=None),
     }
 
@@ -110,8 +117,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
     rates = sorted({row["lr"] for arm in arms.values() for row in arm["rates"]})
     lines = [
         f"{summary['runs']} runs. Validation loss at full length, nats a token: mean ± half of its 95 % t-interval "
-        f"over seeds (n). A run has *failed* where its loss is not finite, or ends above {summary['limit']:.3f}: "
-        f"{summary['bar']:g} nats above the lowest mean of all; a rate *trains* where no seed failed.",
+        "over seeds (n). A run has *failed* where its loss is not finite, or where, at a rate above its arm's best, it "
+        f"ends more than {summary['bar']:g} nats above the mean there; a rate *trains* where no seed failed.",
         "",
         f"| arm | best rate | loss there | less {first} at its best, same seeds | largest rate that trains | "
         "spikes at best |",
@@ -190,13 +197,11 @@ def draw(summary: dict[str, Any], out: Path) -> None:
         curve(variance, arm["rates"], "variance_max", name, style, aside)
         points = [(row["lr"] * aside, row["loss_ratio_max"]) for row in arm["rates"] if row["loss_ratio_max"]]
         ratio.plot(*zip(*points, strict=True), label=name, **style) if points else None
-    loss.axhline(summary["limit"], color="grey", linestyle=":", linewidth=1)
     means = [row["validation_loss"]["mean"] for a in arms.values() for row in a["rates"] if row["validation_loss"]]
     if means:
-        low, limit = min(means), summary["limit"]
-        loss.set_ylim(low - 0.1 * (limit - low), min(max(means), low + 3 * (limit - low)) + 0.1)
+        loss.set_ylim(min(means) - 0.1, max(means) + 0.3)
     titles = {
-        loss: f"validation loss at full length (dotted: failed above {summary['limit']:.2f})",
+        loss: "validation loss at full length, 95 % intervals",
         spikes: "steps with a loss ratio above 1.2, mean of a run",
         ratio: "largest loss ratio of all seeds",
         variance: "largest element of sqrt(v), mean of seeds",

@@ -156,8 +156,8 @@ def test_the_summary_is_plain_arithmetic(study):
     losses = {("a", 0.1): [2.0, 2.2], ("a", 0.2): [1.9, 2.9], ("b", 0.1): [1.8, 2.1], ("b", 0.2): [2.3, None]}
     results = [result(arm, lr, seed, loss) for (arm, lr), row in losses.items() for seed, loss in enumerate(row)]
     summary = study.study_report.summarise(results, 0.5)
-    assert math.isclose(summary["limit"], 1.95 + 0.5)
     a, b = summary["arms"]["a"], summary["arms"]["b"]
+    assert math.isclose(a["limit"], 2.1 + 0.5)
     assert [row["failed"] for row in a["rates"]] == [0, 1]
     assert [row["failed"] for row in b["rates"]] == [0, 1]
     assert (a["best_lr"], a["largest_lr"], b["best_lr"]) == (0.1, 0.1, 0.1)
@@ -165,6 +165,10 @@ def test_the_summary_is_plain_arithmetic(study):
     half = 12.7062 * 0.15 * math.sqrt(2) / math.sqrt(2)  # t(0.975, 1) * s / sqrt(2), s = 0.3 / sqrt(2)
     assert math.isclose(b["rates"][0]["validation_loss"]["half"], half, rel_tol=1e-4)
     assert b["rates"][1]["validation_loss"] == {"mean": 2.3, "half": None, "n": 1}
+    flat = [result("c", lr, 1, loss) for lr, loss in ((0.1, 9.0), (0.2, 3.0), (0.3, 3.4), (0.4, 3.6))]
+    slow = study.study_report.summarise(flat, 0.5)["arms"]["c"]
+    assert [row["failed"] for row in slow["rates"]] == [0, 0, 0, 1]  # a rate too small to get far has not failed
+    assert (slow["best_lr"], slow["largest_lr"]) == (0.2, 0.3)
     wide = study.study_report.summarise(results, 5.0)["arms"]
     assert (wide["a"]["largest_lr"], wide["b"]["largest_lr"]) == (0.2, 0.1)
 
