@@ -117,8 +117,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
     rates = sorted({row["lr"] for arm in arms.values() for row in arm["rates"]})
     lines = [
         f"{summary['runs']} runs. Validation loss at full length, nats a token: mean ± half of its 95 % t-interval "
-        "over seeds (n). A run has *failed* where its loss is not finite, or where, at a rate above its arm's best, it "
-        f"ends more than {summary['bar']:g} nats above the mean there; a rate *trains* where no seed failed.",
+        "over seeds (n). A run has *failed* where its loss is not finite, or where, at a rate above its arm's best, "
+        f"it ends more than {summary['bar']:g} nats above the mean there; a rate *trains* where no seed failed.",
         "",
         f"| arm | best rate | loss there | less {first} at its best, same seeds | largest rate that trains | "
         "spikes at best |",
@@ -201,7 +201,7 @@ def draw(summary: dict[str, Any], out: Path) -> None:
     if means:
         loss.set_ylim(min(means) - 0.1, max(means) + 0.3)
     titles = {
-        loss: "validation loss at full length, 95 % intervals",
+        loss: "validation loss at full length: mean, 95 % interval of 3 seeds or more, runs",
         spikes: "steps with a loss ratio above 1.2, mean of a run",
         ratio: "largest loss ratio of all seeds",
         variance: "largest element of sqrt(v), mean of seeds",
@@ -214,7 +214,9 @@ def draw(summary: dict[str, Any], out: Path) -> None:
     loss.set_ylabel("nats a token")
     ratio.set_yscale("log")
     variance.set_yscale("log")
-    spikes.set_yscale("symlog", linthresh=1)
+    spikes.set_ylim(bottom=0)
+    ratio.yaxis.set_major_formatter("{x:g}")
+    ratio.yaxis.set_minor_formatter("{x:g}")
     handles, labels = loss.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     figure.savefig(out, dpi=90)
@@ -222,8 +224,11 @@ def draw(summary: dict[str, Any], out: Path) -> None:
 
 
 def curve(panel: Any, rates: list[dict[str, Any]], key: str, name: str, style: dict[str, Any], aside: float) -> None:
-    """Means with their intervals."""
+    """Means; with their intervals from three seeds on (of two they span the panel), and each run's loss as a dot."""
     rows = [row for row in rates if row[key]]
-    halves = [row[key]["half"] or 0.0 for row in rows]
+    halves = [(row[key]["half"] or 0.0) if row[key]["n"] > 2 and key != "spikes" else 0.0 for row in rows]
     xs, ys = [row["lr"] * aside for row in rows], [row[key]["mean"] for row in rows]
     panel.errorbar(xs, ys, yerr=halves, capsize=2, elinewidth=0.8, label=name, **style)
+    if key == "validation_loss":
+        dots = [(row["lr"] * aside, loss) for row in rows for loss in row["losses"]]
+        panel.plot(*zip(*dots, strict=True), ".", markersize=3, alpha=0.6, color=style["color"]) if dots else None
