@@ -146,6 +146,17 @@ def test_what_is_in_the_way_stays_unless_it_is_an_export_and_force_is_given(run,
     assert load_file(tmp_path / "hf" / "model.safetensors")
 
 
+def test_runs_and_exports_are_not_taken_for_each_other(run, exported):
+    with pytest.raises(StoreError, match="something else"):
+        export_hf(run, run, force=True)
+    assert checkpoint.find(run)
+    with pytest.raises(RunError, match="a Hugging Face folder"):
+        load_run(exported)
+    with pytest.raises(RunError, match="a Hugging Face folder"):
+        loop.run(config_of(run.parent / "store", exported), force=True, warn=lambda text: None)
+    assert (exported / "model.safetensors").exists()
+
+
 def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
     def full(*arguments, **named):
         raise OSError(28, "No space left on device")

@@ -20,6 +20,9 @@ from train import huggingface
 from train.huggingface import Shape
 from train.trained import TOKENIZER_NAME, load_run
 
+MARKER = "generation_config.json"
+"""What makes a folder an export, that may be replaced: config.json is in a run, too."""
+
 
 def export_hf(run: Path, out: Path, *, step: int | None = None, force: bool = False) -> dict[str, Any]:
     """Write `run` to the folder `out`; returns what was written.
@@ -32,10 +35,10 @@ def export_hf(run: Path, out: Path, *, step: int | None = None, force: bool = Fa
     weights = huggingface.to_hf(trained.model.state_dict(), shape)
     documents = {
         huggingface.CONFIG_NAME: huggingface.hf_config(shape),
-        "generation_config.json": {"bos_token_id": shape.bos_id, "eos_token_id": shape.eos_id},
+        MARKER: {"bos_token_id": shape.bos_id, "eos_token_id": shape.eos_id},
         "tokenizer_config.json": _tokenizer_config(trained.tokenizer(), shape),
     }
-    with new_folder(out, marker=huggingface.CONFIG_NAME, force=force) as folder:
+    with new_folder(out, marker=MARKER, force=force) as folder:
         save_file(weights, folder / huggingface.WEIGHTS_NAME, metadata={"format": "pt"})
         (folder / TOKENIZER_NAME).write_bytes(trained.tokenizer_path.read_bytes())
         for name, document in documents.items():

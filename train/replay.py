@@ -19,6 +19,8 @@ def config_of_run(run: Path) -> Config:
     if not (run / CONFIG_NAME).is_file():
         raise RunError("not a run", where=run, remedy="train one: slw-train run CONFIG.toml")
     flat = json.loads((run / CONFIG_NAME).read_bytes())
+    if "model_type" in flat:
+        raise RunError("not a run but a Hugging Face folder", where=run, remedy="slw-train eval takes it as --hf DIR")
     nested: dict[str, dict[str, object]] = {}
     for key, value in flat.items():
         section, _, leaf = key.partition(".")
