@@ -52,5 +52,5 @@ def as_toml(settings):
     lines = [f"store = {settings['store']!r}"]
     for section, table in settings.items():
         if isinstance(table, dict):
-            lines += [f"[{section}]"] + [f"{key} = {value!r}" for key, value in table.items()]
+            lines += [f"[{section}]"] + [f"{key} = {value!r}" for key, value in table.items() if value is not None]
     return "\n".join(lines).replace("True", "true")
