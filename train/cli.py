@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -109,6 +110,8 @@ def run(
 ) -> None:
     """Train as CONFIG.toml says; the same command goes on where a stopped or killed run left off.
 
+    SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint and end with exit status 75: the same command, later.
+
     \b
     slw-train run run.toml run.dir=runs/hot optimizer.lr=2e-3
     slw-train run run.toml --init-from-hf exported/slw     # the same as run.init_from_hf=exported/slw
@@ -116,6 +119,7 @@ def run(
     from train.config import load_config
     from train.distributed import together
     from train.loop import run as train
+    from train.signals import STOPPED, StoppedEarly
 
     if init_from_hf:
         overrides = (*overrides, f"run.init_from_hf={json.dumps(str(init_from_hf))}")
@@ -123,15 +127,19 @@ def run(
     def warn(text: str) -> None:
         click.echo(text, err=True)
 
-    with together() as ranks:
-        settings = load_config(config, overrides)
-        outcome = train(settings, force=force, change_schedule=change_schedule, warn=warn, ranks=ranks)
+    try:
+        with together() as ranks:
+            settings = load_config(config, overrides)
+            outcome = train(settings, force=force, change_schedule=change_schedule, warn=warn, ranks=ranks)
+    except StoppedEarly as early:
+        warn(f"stopped by {early.name} before the first step; the same command begins again, or goes on")
+        sys.exit(STOPPED)
     if as_json and ranks.first:
         echo_json(dataclasses.asdict(outcome))
     elif ranks.first:
         loss = "" if outcome.validation_loss is None else f", validation loss {outcome.validation_loss:.4f}"
         spikes = ", ".join(f"{count} spikes above {ratio}" for ratio, count in outcome.spikes.items())
-        done = "" if outcome.finished else "stopped; the same command goes on: "
+        done = "" if outcome.finished else f"stopped by {outcome.stopped_by}; the same command goes on: "
         click.echo(
             f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
             f"{spikes}, {outcome.elapsed_s:.0f} s"
@@ -139,7 +147,10 @@ def run(
         if outcome.lengths:
             taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
             click.echo(f"lengths taken: {taken}")
-    ranks.exit(0 if outcome.finished else 130)
+        if outcome.unlearnt:
+            shown = ", ".join(f"{first:,} to {last:,}" for first, last in outcome.unlearnt)
+            click.echo(f"not finite: batches {shown} (counted from 0) were served and are in no weights")
+    ranks.exit(0 if outcome.finished else STOPPED)
 
 
 @main.command()

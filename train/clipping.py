@@ -66,7 +66,8 @@ class Clipping:
             after = torch.minimum(self.history, clipped)
         else:
             after = torch.where(self.history.isinf(), clipped, self.history.lerp(clipped, 1 - ADAGC_BETA))
-        self.history = torch.where(norms > 0, after, self.history)
+        # Of a step that is not finite nothing is remembered: its update is left out.
+        self.history = torch.where((norms > 0) & norms.isfinite().all(), after, self.history)
         return scales
 
     def state_dict(self) -> list[float | None] | None:

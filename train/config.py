@@ -193,6 +193,16 @@ class RunConfig(Section):
     """The largest attention logit once in so many steps, on a forward of its own; 0: never."""
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Who hears the metrics too: each is an extra, slw[tensorboard], slw[wandb]."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """Where a loss or gradient is not finite: docs/checkpoints.md. Its update is never applied."""
+    max_skips: int = Field(10, ge=1)
+    """"skip": more in a row stop the run."""
+    rollback_steps: int = Field(100, ge=1)
+    """"rollback": weights of a checkpoint at least so many steps before."""
+    max_rollbacks: int = Field(3, ge=1)
+    """One more stops the run."""
+    deterministic: bool = False
+    """Kernels that add in one order always: a resume is to the bit on a GPU too, for some speed."""
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -31,6 +31,10 @@ FREE_KEYS = {
     "run.peak_tflops",
     "run.parallel",
     "run.activation_checkpointing",
+    "run.on_nonfinite",
+    "run.max_skips",
+    "run.rollback_steps",
+    "run.max_rollbacks",
 }
 """What may differ at a resume without changing the run."""
 SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")

@@ -11,9 +11,11 @@ from typing import Any
 
 from train import checkpoint
 from train.config import Config
+from train.determinism import deterministic
 from train.distributed import Ranks, digest, together
 from train.folder import check_folder, clear, write_config
 from train.lock import locked
+from train.recovery import recover
 from train.report import Report
 from train.run import Run
 from train.signals import Signals
@@ -36,6 +38,10 @@ class Outcome:
     clipped_share: float
     """Of the steps: those whose gradients were scaled down."""
     elapsed_s: float
+    stopped_by: str | None = None
+    """The signal that stopped it."""
+    unlearnt: list[list[int]] = field(default_factory=list)
+    """[first, last] batches, counted from 0, that were served but are in no weights, for they were not finite."""
     lengths: list[tuple[int, int]] = field(default_factory=list)
     """(first step, seqlen) that an adaptive schedule took."""
 
@@ -59,6 +65,8 @@ def run(
     ranks.agree({"config": digest(config.model_dump(mode="json", exclude={"store": True, "run": {"dir", "device"}}))})
     folder = config.run.dir
     with ExitStack() as held:
+        signals = held.enter_context(Signals())
+        held.enter_context(deterministic(config.run.deterministic))
         found = ranks.from_first(lambda: _opened(config, force, change_schedule, warn, held))
         saved = (Path(found[0]), found[1]) if found else None
         this = Run(config, warn if ranks.first else _silent, saved, ranks)
@@ -74,7 +82,7 @@ def run(
         at = this.at
         report = held.enter_context(Report(config, at.step, silent=not ranks.first))
         held.enter_context(_collector_off())
-        finished, validation = _steps(this, report)
+        finished, validation = _steps(this, report, signals)
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
     return Outcome(
         str(folder),
@@ -85,6 +93,8 @@ def run(
         spikes=this.ratio.spikes,
         clipped_share=at.clipped / max(at.step, 1),
         elapsed_s=at.elapsed_s,
+        stopped_by=None if finished else signals.received or "a signal to another rank",
+        unlearnt=this.faults.unlearnt,
         lengths=taken,
     )
 
@@ -105,41 +115,61 @@ def _opened(
     return (str(saved[0]), saved[1]) if saved else None
 
 
-def _steps(this: Run, report: Report) -> tuple[bool, float | None]:
+def _steps(this: Run, report: Report, signals: Signals) -> tuple[bool, float | None]:
     """Train to the end or to a signal; returns (finished, last validation loss)."""
-    settings, total_steps = this.config.run, this.schedule.total_steps
-    validation = this.validate() if this.at.step in (0, total_steps) else None
+    validation = this.validate() if this.at.step in (0, this.schedule.total_steps) else None
     if this.at.step == 0 and validation is not None:
         report.write([{"step": 0, "tokens_seen": 0, "elapsed_s": 0.0, "validation_loss": validation}])
-    with Signals() as signals:
-        this.pending.restart_clock()
-        for batch in this.loader:
-            this.step(batch)
-            step, stop = this.at.step, this.ranks.any(signals.received)
-            last = step == total_steps
-            validates = step % settings.validate_every_steps == 0 or last
-            saves = step % settings.checkpoint_every_steps == 0 or last or stop
-            if not (validates or saves or step % this.log_every_steps == 0):
-                continue
-            this.saver.check()
-            lines = this.fetch()
-            if validates:
-                validation = this.validate()
-                gc.collect()
-                if validation is not None:
-                    lines[-1]["validation_loss"] = validation
-                    if raised := this.adapt(validation):
-                        lines[-1]["seqlen_next"] = raised
-                        total_steps = this.schedule.total_steps
+    this.asked_to_stop = lambda: this.ranks.any(signals.received is not None)
+    signals.training = True
+    this.pending.restart_clock()
+    for batch in this.loader:
+        done = this.step(batch)
+        stop = not done or this.asked_to_stop()
+        if this.at.step == 0:
+            return False, validation
+        validates, saves = _due(this, stop)
+        if not (validates or saves or this.at.step % this.log_every_steps == 0):
+            continue
+        this.saver.check()
+        lines = this.fetch()
+        if this.bad:
+            failure = recover(this, lines[-1])
+            if failure:
+                report.write(lines)
+                raise failure
+            validates, saves = _due(this, True)  # the weights of after a rollback are kept at once
+        if validates and done:
+            validation = _validate(this, lines[-1])
+        if lines:
             report.write(lines)
             report.show(lines[-1], this.schedule, validation)
-            if saves:
-                this.save()
-            if stop and not last:
-                return False, validation
-            if validates or saves:
-                this.pending.restart_clock()
+        if saves:
+            this.save()
+        if stop and this.at.step < this.schedule.total_steps:
+            return False, validation
+        if validates or saves:
+            this.pending.restart_clock()
     return True, validation
+
+
+def _validate(this: Run, line: dict[str, Any]) -> float | None:
+    """Validation after the step of `line`, which tells it, and a length that it raised."""
+    validation = this.validate()
+    gc.collect()
+    if validation is not None:
+        line["validation_loss"] = validation
+        if raised := this.adapt(validation):
+            line["seqlen_next"] = raised
+    return validation
+
+
+def _due(this: Run, stop: bool) -> tuple[bool, bool]:
+    """Whether after the last step (validation, checkpoint) are due; nothing to save is before the first."""
+    settings, step = this.config.run, this.at.step
+    last = step == this.schedule.total_steps
+    validates = step % settings.validate_every_steps == 0 or last
+    return validates, step > 0 and (step % settings.checkpoint_every_steps == 0 or last or stop)
 
 
 @contextmanager

@@ -43,10 +43,10 @@ def detail(
         "step": f"{line['step']:,}/{total_steps:,}",
         "seqlen": f"seqlen {line['seqlen']:,}",
         "tokens": f"{quantity(line['tokens_seen'])} tokens",
-        "loss": f"loss {line['loss']:.3f}",
-        "ratio": f"ratio {line['loss_ratio']:.2f}",
+        "loss": f"loss {line['loss']:.3f}" if "loss" in line else "not finite",
+        "ratio": f"ratio {line['loss_ratio']:.2f}" if "loss_ratio" in line else "",
         "validation": "" if validation is None else f"val {validation:.3f}",
-        "rate": f"{quantity(line['tokens_per_s'])}/s",
+        "rate": f"{quantity(line['tokens_per_s'])}/s" if "tokens_per_s" in line else "",
         "mfu": f"MFU {100 * line['mfu']:.0f} %" if line.get("mfu") is not None else "",
         "left": "" if left_s is None else f"{duration(left_s)} left",
     }

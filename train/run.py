@@ -25,11 +25,13 @@ from train.compile import Compiler
 from train.config import Config
 from train.data import InFlight, MicroBatch, allocate_pinned, flat_of, micro_batches, row_parts
 from train.distributed import Ranks, device_of, digest
+from train.faults import Faults, Guard, is_bad, step_unless
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
 from train.parallel import Parallel, leveled, local, recompute_blocks
 from train.pending import Done, Pending
-from train.saver import Saver
+from train.recovery import bad_step
+from train.saver import saver_of
 from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
 from train.stability import AdamVariance, LossRatio, first_row, largest_attention_logit
 from train.start import shape_to_begin_with
@@ -55,6 +57,13 @@ class Progressed:
 
 class Run:
     """Everything that lives as long as a run."""
+
+    bad: dict[str, Any] | None = None
+    """Figures of the step that is not finite, and after which no update was applied any more."""
+    asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
+    """Asked between micro-batches, by all ranks equally often."""
+    pieces: dict[int, Packed]
+    """Of the steps that wait for a fetch, for the watch to tell."""
 
     def __init__(
         self,
@@ -112,12 +121,12 @@ class Run:
         self.variance = AdamVariance(self.model, self.optimizer)
         self.ratio = LossRatio(config.run.spike_ratios)
         self.watch = Watch()
-        self.pieces: dict[int, Packed] = {}
-        """Of the steps that wait for a fetch, for the watch to tell."""
+        self.pieces = {}
         self.nothing = torch.full((), math.nan, device=self.device)
         self.pending = Pending(self.ranks)
-        settings = config.run
-        self.saver = Saver(settings.dir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps)
+        self.faults = Faults()
+        self.guard = Guard(config.run.on_nonfinite, self.device)
+        self.saver = saver_of(config.run)
         held_out = Store.open(config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
@@ -133,15 +142,17 @@ class Run:
         every = self.config.run.log_every_steps
         return every if isinstance(every, int) else 10 if self.device.type == "cuda" else 1
 
-    def step(self, batch: Batch) -> None:
-        """One update; its figures wait on the device for `fetch`."""
+    def step(self, batch: Batch) -> bool:
+        """One update; its figures wait on the device for `fetch`. False where it was given up, as if never begun."""
         at = self.at
         agreed = (batch.step, batch.seqlen) == (at.step, self.schedule.seqlen(at.step))
         assert agreed, "batch and schedule disagree"
         rate = learning_rate(self.config.optimizer, at.step, at.tokens_seen, self.schedule.total_tokens or 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures = {"attention_logit_max": self.attention_logit(batch), **self.update(batch)}
+        logit, figures = self.attention_logit(batch), self.update(batch)
+        if figures is None:
+            return False
         at.step += 1
         self.pieces[at.step] = batch.pieces
         at.tokens_seen += batch.targets
@@ -153,17 +164,22 @@ class Run:
             **({"window": batch.window} if batch.window is not None else {}),
             "lr": rate,
         }
-        self.pending.add(Done(facts, batch.targets, figures))
+        self.pending.add(Done(facts, batch.targets, {"attention_logit_max": logit, **figures}))
+        return True
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimizer step; asks the device for nothing.
+    def update(self, batch: Batch) -> dict[str, Tensor] | None:
+        """One optimizer step, left out where it is not finite; asks the device for nothing.
 
-        Returns [] each: `loss` (nats a token), `grad_norm` before and `clipped` by `Clipping`, `AdamVariance`'s.
+        None where `asked_to_stop` came before its last micro-batch. Returns [] each: `loss` (nats a token),
+        `grad_norm` before and `clipped` by `Clipping`, `AdamVariance`'s.
         """
         total = torch.zeros((), device=self.device)
         most_rows = -(-self.schedule.sequences(batch.step) // self.ranks.world_size)
         count = len(row_parts(most_rows, batch.seqlen, self.micro_batch_tokens))
-        for part, last in leveled(self.parts(batch, self.micro_batch_tokens), count):
+        for index, (part, last) in enumerate(leveled(self.parts(batch, self.micro_batch_tokens), count)):
+            if index and self.asked_to_stop():
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
             with self.parallel.last(last):
                 with self.autocast():
                     loss = self.parallel.loss(part) / batch.targets
@@ -171,7 +187,8 @@ class Run:
             total += loss.detach()
         gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
         norm, clipped = self.clipping.apply(gradients, batch.step, self.parallel.norms)
-        self.optimizer.step()
+        # On several ranks a loss is a rank's own share; what it does to the gradients all of them see.
+        step_unless(self.optimizer, self.guard.judge(norm, *([] if self.ranks.several else [total])))
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "clipped": clipped, **self.variance.measure()}
 
@@ -195,17 +212,21 @@ class Run:
         self.ranks.agree(here | {"loader": digest(self.loader.state_dict())})
 
     def fetch(self) -> list[dict[str, Any]]:
-        """Lines of metrics of the steps since the last fetch.
+        """Lines of metrics of the steps since the last fetch, none after a step that is not finite, as `bad` tells.
 
-        Raises RunError where a loss is not finite; a checkpoint follows a fetch, so none holds such weights.
+        A checkpoint follows a fetch, so none holds what became of such a step.
         """
         self.agree()
         lines: list[dict[str, Any]] = []
         for done in self.pending.fetch():
             figures = self.parallel.combined(done.figures)
             variance = self.variance.named(figures)
-            if not math.isfinite(figures["loss"]):
-                raise _not_finite(self.config.run.dir, done.facts["step"], figures, variance)
+            if is_bad(figures):
+                lines.append(bad_step(self, done, {**figures, **variance}))
+                if self.bad:
+                    break
+                continue
+            self.faults.in_a_row = 0
             ratio = self.ratio.update(figures["loss"], done.facts["seqlen"])
             self.at.elapsed_s += done.took_s
             self.at.clipped += figures["clipped"] > 0
@@ -295,9 +316,10 @@ class Run:
             "clipping": self.clipping.state_dict(),
             "watch": self.watch.state_dict(),
             "calm": asdict(self.calm),
+            "faults": asdict(self.faults),
             "positions": self.model.max_seqlen,
             "micro_batch_tokens": self.micro_batch_tokens,
-            "loader": self.loader.state_dict(),
+            "loader": {**self.loader.state_dict(), "step": self.at.step},  # not that of a step that was given up
             "random": random_state(),
         }
         weights = self.parallel.whole(model_tensors(self.model))
@@ -310,25 +332,20 @@ class Run:
         folder, state = saved
         self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
         self.schedule = self.loader.schedule
-        first = self.ranks.first
-        weights = checkpoint.read_model(folder) if first else {}
-        self.model.load_state_dict(self.parallel.dealt(weights, self.device))
-        moments = checkpoint.read_optimizer(folder) if first else {}
-        load_optimizer(self.parallel.dealt(moments, self.device), self.model, self.optimizer)
+        self.load_weights(folder, state)
         load_random_state(state["random"])
         self.micro_batch_tokens = state["micro_batch_tokens"]
         self.at = Progressed(**state["progressed"])
         self.ratio = LossRatio.from_state(state["loss_ratio"], self.config.run.spike_ratios)
         self.watch = Watch.from_state(state["watch"])
-        self.clipping.load_state_dict(state["clipping"], self.device)
         self.calm = Calm(**state["calm"])
+        self.faults = Faults(**state["faults"])
 
-
-def _not_finite(folder: Path, step: int, figures: dict[str, float], variance: dict[str, Any]) -> RunError:
-    largest = variance["variance_argmax"] or "none"
-    return RunError(
-        "the loss is not finite any more",
-        where=f"{folder}, step {step}",
-        found=f"loss {figures['loss']}, gradient norm {figures['grad_norm']}, largest Adam variance in {largest}",
-        remedy="lower optimizer.lr, or lengthen the warmup: optimizer.warmup_steps, curriculum.duration_steps",
-    )
+    def load_weights(self, folder: Path, state: dict[str, Any]) -> None:
+        """Weights and what the optimizer knows of them."""
+        first = self.ranks.first
+        weights = checkpoint.read_model(folder) if first else {}
+        self.model.load_state_dict(self.parallel.dealt(weights, self.device))
+        moments = checkpoint.read_optimizer(folder) if first else {}
+        load_optimizer(self.parallel.dealt(moments, self.device), self.model, self.optimizer)
+        self.clipping.load_state_dict(state["clipping"], self.device)

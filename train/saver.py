@@ -18,6 +18,7 @@ from torch import Tensor
 
 from train import checkpoint
 from train.checkpoint import Tensors
+from train.config import RunConfig
 
 
 class Saver:
@@ -90,3 +91,13 @@ class Saver:
                 buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[key] = copies[name] = buffer.copy_(tensor, non_blocking=True)
         return copies
+
+
+def saver_of(settings: RunConfig) -> Saver:
+    """Of a run with these settings."""
+    return Saver(
+        settings.dir,
+        keep=settings.keep_checkpoints,
+        keep_every_steps=settings.keep_every_steps,
+        keep_steps_back=settings.rollback_steps if settings.on_nonfinite == "rollback" else 0,
+    )

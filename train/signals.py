@@ -1,21 +1,41 @@
-"""Signals that end a run."""
+"""Signals that end a run: SIGTERM and SIGUSR1, as schedulers send them before they kill, and the first SIGINT.
+
+The step at hand is finished, or given up between two of its micro-batches; a checkpoint is written; the process ends
+with the status STOPPED. A signal before the first step ends it at once with that status: nothing is lost. A second
+SIGINT ends the process like kill -9 would: the last checkpoint stays.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
 
+STOPPED = 75
+"""Exit status of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, "the same command again, later"."""
+ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StoppedEarly(BaseException):
+    """A signal came before the first step; like KeyboardInterrupt nobody should catch it but who ends the process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
 
 class Signals:
-    """SIGINT and SIGTERM end the run after the current step; a second SIGINT at once."""
+    """Listens while it is entered; `received` is the name of the first signal that came."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.received: str | None = None
+        self.training = False
+        """Whether there is a step that can be finished, and something to write."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -24,6 +44,9 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
+        if self.received is None:
+            self.received = signal.Signals(number).name
+            os.write(2, f"\n{self.received}: writing a checkpoint; Ctrl-C (again) ends it at once\n".encode())
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.training:
+            raise StoppedEarly(self.received)

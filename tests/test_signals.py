@@ -1,0 +1,146 @@
+"""Signals: a checkpoint, status 75, and the same command ends as if there had been none."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import as_toml, config_of, settings_of, tiny_store
+from test_kill import assert_same, ends_in
+
+from train import checkpoint, loop
+from train.metrics import read_metrics
+
+CODE = """
+import os, signal, sys
+from train.cli import main
+from train.loop import Run
+from train.parallel import Parallel
+
+begin, update, loss = Run.__init__, Run.update, Parallel.loss
+at, where, *numbers = sys.argv[2:]
+now = []
+
+def send(place, step):
+    if (place, str(step)) == (where, at):
+        for number in numbers:
+            os.kill(os.getpid(), int(number))
+
+def begun(self, *given):
+    send("begin", 0)
+    begin(self, *given)
+
+def updated(self, batch):
+    now[:] = [batch.step]
+    send("update", batch.step)
+    return update(self, batch)
+
+def lost(self, part):
+    send("loss", now[0] if now else -1)
+    return loss(self, part)
+
+Run.__init__, Run.update, Parallel.loss = begun, updated, lost
+main(["run", sys.argv[1]])
+"""
+MANY = {"batch__global_batch_sequences": 6, "batch__micro_batch_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    loop.run(config_of(store, folder, **MANY), warn=print)
+    return ends_in(folder)
+
+
+@pytest.fixture
+def run(store, tmp_path):
+    """Train, sending signals at a place; returns what came of it."""
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run", **MANY)))
+
+    def run(at, where, *numbers):
+        command = [sys.executable, "-c", CODE, "run.toml", str(at), where, *(str(int(n)) for n in numbers)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "where", "kept"),
+    [(signal.SIGTERM, "update", 9), (signal.SIGUSR1, "loss", 9), (signal.SIGINT, "update", 9)],
+)
+def test_the_step_is_given_up_a_checkpoint_written_and_the_same_command_goes_on(
+    run, store, whole, tmp_path, number, where, kept
+):
+    done = run(9, where, number)
+    assert done.returncode == 75, done.stderr
+    assert f"stopped by {number.name}; the same command goes on" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert checkpoint.step_of(checkpoint.find(tmp_path / "run")[-1]) == kept  # of step 9, from 0, nothing is there
+    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == kept
+    loop.run(config_of(store, tmp_path / "run", **MANY), warn=lambda text: None)
+    assert_same(ends_in(tmp_path / "run"), whole)
+
+
+def test_a_step_of_one_micro_batch_is_finished(store, tmp_path, monkeypatch):
+    update = loop.Run.update
+
+    def signalled(self, batch):
+        if batch.step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, batch)
+
+    monkeypatch.setattr(loop.Run, "update", signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = loop.run(config_of(store, tmp_path / "run", batch__micro_batch_tokens=10**6), warn=print)
+    assert (outcome.finished, outcome.step, outcome.stopped_by) == (False, 10, "SIGTERM")
+    assert checkpoint.step_of(checkpoint.find(tmp_path / "run")[-1]) == 10
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_interrupt_ends_it_at_once_and_the_checkpoint_before_serves(run, store, whole, tmp_path):
+    done = run(9, "update", signal.SIGINT, signal.SIGINT)
+    assert done.returncode == -signal.SIGINT
+    assert checkpoint.step_of(checkpoint.find(tmp_path / "run")[-1]) == 7
+    loop.run(config_of(store, tmp_path / "run", **MANY), warn=lambda text: None)
+    assert_same(ends_in(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("where", ["begin", "update"])
+def test_before_the_first_step_nothing_is_lost(run, store, whole, tmp_path, where):
+    done = run(0, where, signal.SIGTERM)
+    assert done.returncode == 75, done.stderr
+    assert ("before the first step" in done.stderr) == (where == "begin")
+    assert checkpoint.find(tmp_path / "run") == []
+    loop.run(config_of(store, tmp_path / "run", **MANY), warn=lambda text: None)
+    assert_same(ends_in(tmp_path / "run"), whole)
+
+
+def test_deterministic_kernels_are_asked_for_while_the_run_lasts_only(store, tmp_path, monkeypatch):
+    seen, update = [], loop.Run.update
+
+    def updated(self, batch):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return update(self, batch)
+
+    monkeypatch.setattr(loop.Run, "update", updated)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    runs = {}
+    for wanted in (False, True):
+        changes = {"run__deterministic": wanted, "run__epochs": None, "run__total_tokens": 200}
+        folder = tmp_path / str(wanted)
+        loop.run(config_of(store, folder, **changes), warn=print)
+        runs[wanted] = ends_in(folder)
+    assert seen[0] == (False, None)
+    assert seen[-1] == (True, ":4096:8")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same(runs[True], runs[False])
