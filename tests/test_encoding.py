@@ -21,13 +21,10 @@ from pipeline.encoding import (
     ReferenceEncoder,
     Spot,
     Vocabulary,
-    can_cut,
-    cut,
-    encode_documents,
     load_vocabulary,
-    put_documents,
 )
 from pipeline.errors import TokenizerError
+from pipeline.parts import can_cut, cut, encode_documents, put_documents
 from pipeline.vocabulary import train_tokenizer
 
 
@@ -153,7 +150,7 @@ def test_a_text_may_be_cut_between_words_as_gpt2_has_them(data, vocabulary, enco
 def test_long_documents_are_encoded_in_parts_to_the_same(vocabulary, encoders, monkeypatch):
     texts = ["short", "the quick brown fox " * 40, "", "don't stop 😀 " * 30]
     whole = encode_documents(encoders[0], texts, vocabulary)
-    monkeypatch.setattr("pipeline.encoding.LONG_CHARACTERS", 50)
+    monkeypatch.setattr("pipeline.parts.LONG_CHARACTERS", 50)
     calls = []
     parts = encode_documents(Counting(encoders[0], calls), texts, vocabulary)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(whole, parts, strict=True))
