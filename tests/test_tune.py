@@ -282,5 +282,5 @@ def test_a_tuning_stopped_by_a_signal_says_so(store, tmp_path, monkeypatch):
     toml.write_text(as_toml(settings_of(store, tmp_path / "run")))
     monkeypatch.setattr(probing_module, "run", lambda config, warn: type("Outcome", (), {"finished": False}))
     done = CliRunner().invoke(main, ["tune", str(toml), "--most-share", "100"])
-    assert done.exit_code == 130
+    assert done.exit_code == 75
     assert "the same command goes on" in done.stderr

@@ -184,6 +184,7 @@ def tune(
     """
     from train.config import load_config
     from train.probe import Stopped
+    from train.signals import STOPPED
     from train.tune import Settings
     from train.tune import tune as search
     from train.tuned import CHOSEN_NAME, PICTURE_NAME, draw, failure, render
@@ -195,7 +196,7 @@ def tune(
         tuned = search(given, folder, settings, force=force, warn=lambda text: click.echo(text, err=True))
     except Stopped:
         click.echo(f"stopped; the same command goes on: {folder}", err=True)
-        raise click.exceptions.Exit(130) from None
+        sys.exit(STOPPED)
     draw(tuned, folder / PICTURE_NAME)
     if tuned.toml:
         (folder / CHOSEN_NAME).write_text(tuned.toml)
