@@ -12,8 +12,8 @@ next one at a similar place: a batch is a fair sample of the tokens left, short 
 rows come from different documents, and not from the same ones each time. A document is a ring: it is first read at a
 random piece, to its end, and then from its beginning, so that every token is as likely early as late and openings do
 not come first. Its one short piece is the last or the first, by a coin: both take the least possible cuts, and the
-second shifts all starts off the multiples of the length. A gap that the packer leaves is filled by cutting a span,
-never by padding.
+second shifts all starts off the multiples of the length. (Read from its beginning instead, where that is asked for:
+what is served early is then openings.) A gap that the packer leaves is filled by cutting a span, never by padding.
 
 Integers only, from counted hashes: the same on every machine, whatever numpy's or Python's generators become. The
 queue is a wheel of buckets of due time: O(1) a piece. Price: 56 bytes a span in memory.
@@ -63,11 +63,12 @@ class Dealer:
             self._spans[NEXT, -1] = -1
         self._drawn_for = 0
 
-    def deal(self, seqlen: int, ends: np.ndarray) -> Packed:
+    def deal(self, seqlen: int, ends: np.ndarray, *, from_beginning: bool = False) -> Packed:
         """Deal `ends[-1]` full sequences of `seqlen` tokens; batch i ends before sequence ends[i], int64 [batches].
 
         Where fewer tokens are left, all of them, the last sequence short. Sequences of one batch come from distinct
-        documents where a few exchanges within the deal can make it so.
+        documents where a few exchanges within the deal can make it so. `from_beginning`: documents not touched yet
+        are read from their beginning to their end, not as rings.
         """
         sequences = int(ends[-1])
         key = key_of(self.key, 1 + self.deals)
@@ -76,7 +77,7 @@ class Dealer:
             _draw(self._spans, self._heads, self._clock, seqlen, self.tokens, self.key)
             self._drawn_for = seqlen
         table = (self._spans, self._heads, self._clock)
-        long, short = _take(*table, self.lengths, seqlen, sequences, LOOKAHEAD, self.key)
+        long, short = _take(*table, self.lengths, seqlen, sequences, LOOKAHEAD, self.key, from_beginning)
         short_lengths = short[2] - short[1]
         wanted = min(sequences - long.shape[1], int(short_lengths.sum()) // seqlen)
         item, start, length, row = place(short_lengths, seqlen, wanted)
@@ -208,6 +209,7 @@ def _take(
     sequences: int,
     lookahead: int,
     key: int,
+    from_beginning: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pieces for `sequences` sequences, out of the queue.
 
@@ -227,7 +229,7 @@ def _take(
             spans[WRAP, s],
             spans[DUE, s],
         )
-        if first == 0 and wrap == 0 and end > seqlen and end == lengths[document]:
+        if not from_beginning and first == 0 and wrap == 0 and end > seqlen and end == lengths[document]:
             first = wrap = _first_read(end, seqlen, key, document)
         served = min(seqlen, end - first)
         if served == seqlen:

@@ -66,7 +66,7 @@ class _Source:
         """With the corpus' numbers of documents for the window's."""
         return Packed(self.window.documents[dealt.document], dealt.start, dealt.length, dealt.offsets)
 
-    def cross(self, seqlen: int, sequences: int, filled: int, limit: int) -> Packed:
+    def cross(self, seqlen: int, sequences: int, filled: int, limit: int, *, from_beginning: bool) -> Packed:
         """One batch over as many windows as it takes; `filled` tokens of its first sequence were served before.
 
         Holds less than `sequences` where the data end at `limit` tokens.
@@ -75,9 +75,9 @@ class _Source:
         while sequences and self.ready(limit):
             if filled:
                 gap = min(seqlen - filled, self.tokens)
-                part = self.dealer.deal(gap, np.ones(1, dtype=np.int64))
+                part = self.dealer.deal(gap, np.ones(1, dtype=np.int64), from_beginning=from_beginning)
             else:
-                part = self.dealer.deal(seqlen, np.array([sequences]))
+                part = self.dealer.deal(seqlen, np.array([sequences]), from_beginning=from_beginning)
             full, filled = divmod(filled + int(part.length.sum()), seqlen)
             sequences -= full
             parts.append(self.numbered(part))
@@ -91,7 +91,7 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
     lead = source.window.first_token - served.before(step)  # tokens of its batch that earlier windows served
     ends = [change for change, _ in order.history[1:]] + [order.schedule.total_steps]
     for (_, schedule), end in zip(order.history, ends, strict=True):
-        limit = served.limit(schedule)
+        limit, reading = served.limit(schedule), {"from_beginning": schedule.first_piece == "beginning"}
         while step < end:
             seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
             source.ready(limit)
@@ -99,7 +99,7 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
             steps = min(schedule.end_of_phase(step) - step, 1 + served.steps_of(most, sequences))
             rows = np.cumsum(served.rows(step, steps, sequences))
             if lead or int(rows[0]) * seqlen > source.tokens:
-                batch = source.cross(seqlen, int(rows[0]) - lead // seqlen, lead % seqlen, limit)
+                batch = source.cross(seqlen, int(rows[0]) - lead // seqlen, lead % seqlen, limit, **reading)
                 lead, step = 0, step + 1
                 if step > first:
                     yield batch
@@ -107,7 +107,7 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
             # As many batches as may be, without those at the end that hold nothing of this source.
             within = int(rows[max(int(np.searchsorted(rows, most, side="right")) - 1, 0)])
             count = 1 + int(np.searchsorted(rows, within))
-            dealt = source.dealer.deal(seqlen, rows[:count]) if within else NOTHING
+            dealt = source.dealer.deal(seqlen, rows[:count], **reading) if within else NOTHING
             if step + count > end:
                 count = end - step
                 source.dealer.take_back(dealt, int(rows[count - 1]))

@@ -229,7 +229,8 @@ def _check_ranks(schedule: Schedule, world_size: int) -> None:
 
 def _difference(ours: Schedule, theirs: Schedule) -> str:
     """What a person needs to see of two schedules that differ."""
-    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in ("total_tokens", "max_epochs")]
+    names = ("total_tokens", "max_epochs", "planner", "first_piece", "window_positions")
+    pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
     pairs += [("phases", len(theirs.phases), len(ours.phases))]
     pairs += [("phase", old, new) for old, new in zip(theirs.phases, ours.phases, strict=False) if old != new][:1]
     return "; ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)

@@ -22,9 +22,9 @@ from curriculum.phases import Phase, merged
 from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of
 from pipeline.errors import ConfigError, RunError
 
-CURRICULUM_KEYS = ("control", "dealing", "window_positions")
+CURRICULUM_KEYS = ("control", "dealing", "first_piece", "window_positions")
 """What every pacing may have beside its own parameters."""
-MADE_KEYS = ("planner", "window_positions", "seqlen_to_come")
+MADE_KEYS = ("planner", "first_piece", "window_positions", "seqlen_to_come")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Schedule:
     """How often the data may be repeated to reach `total_tokens`."""
     planner: str = "dealing"
     """What makes batches of it: a name of `curriculum.planner.PLANNERS`."""
+    first_piece: str = "random"
+    """Where documents are first read: "random", at any piece; "beginning": from their beginning to their end."""
     window_positions: str = "kept"
     """"restart": position ids count from 0 in each attention window; "kept": as without windows."""
     seqlen_to_come: int | None = None
@@ -201,10 +203,10 @@ class Schedule:
         """From the tables [curriculum] and [batch] of a run's TOML; raises ConfigError for what does not fit.
 
         `curriculum`: `pacing`, its parameters, `control = "batch_warmup"` for the arm with as many tokens a step at
-        full length, `dealing = "truncate"` for rows cut out of full-length ones as the SLW paper did it, and
-        `window_positions` ("kept" or "restart"). `batch`: exactly one of `global_batch_sequences`
-        and `global_batch_tokens`, over all ranks. Exactly one of `total_tokens` and `epochs`. The constructors take
-        all of these as keywords.
+        full length, `dealing = "truncate"` for rows cut out of full-length ones as the SLW paper did it,
+        `first_piece` ("random" or "beginning": where documents are first read) and `window_positions` ("kept" or
+        "restart"). `batch`: exactly one of `global_batch_sequences` and `global_batch_tokens`, over all ranks.
+        Exactly one of `total_tokens` and `epochs`. The constructors take all of these as keywords.
         """
         run = {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
         return cls(**build(curriculum, batch, run))
@@ -375,7 +377,7 @@ class Schedule:
         run = {key: data[key] for key in RUN_KEYS}
         if "settings" in data:
             return cls.from_settings(**data["settings"], **run)
-        made = {key: data[key] for key in MADE_KEYS}
+        made = {key: data[key] for key in MADE_KEYS if key in data}
         return cls(tuple(Phase(*phase) for phase in data["phases"]), **made, **run)
 
     def to_toml(self) -> str:

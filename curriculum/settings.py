@@ -51,6 +51,7 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
         return {**made, "planner": "buckets", "phases": phases, "seqlen_to_come": settings["seqlen_end"]}
     control = _choice(settings, "control", None, CONTROLS)
     dealing = _choice(settings, "dealing", "pack", tuple(DEALINGS))
+    made["first_piece"] = _choice(settings, "first_piece", "random", ("random", "beginning"))
     made["window_positions"] = _choice(settings, "window_positions", "kept", ("kept", "restart"))
     if name == "adaptive":
         made["seqlen_to_come"] = settings.get("seqlen_end")

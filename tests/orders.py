@@ -29,6 +29,7 @@ def schedules(draw, tokens, steps=200):
     ends = (
         {"total_tokens": draw(st.integers(1, 2 * tokens)), "max_epochs": 2} if draw(st.booleans()) else {"epochs": 2}
     )
+    ends["first_piece"] = draw(st.sampled_from(["random", "beginning"]))
     kind = draw(st.sampled_from(["grow", "shrink", "cycle", "tokens"]))
     if kind in ("grow", "shrink"):
         low, high = min(lengths), max(lengths)

@@ -99,6 +99,20 @@ def test_a_document_is_first_read_at_any_piece_without_an_extra_cut(length, seql
         assert -(-first // seqlen) + -(-(length - first) // seqlen) == pieces
 
 
+@given(LENGTHS, DEALS, st.integers(0, 2**62))
+def test_read_from_the_beginning_a_document_is_served_in_its_order(lengths, deals, seed):
+    dealer, served = Dealer(np.array(lengths), key=seed), {}
+    while dealer.tokens:
+        for seqlen, sequences, _ in deals:
+            packed = dealer.deal(seqlen, one_batch(sequences), from_beginning=True)
+            for document, start, length in sorted(
+                zip(packed.document.tolist(), packed.start.tolist(), packed.length.tolist(), strict=True)
+            ):
+                assert start == served.get(document, 0)  # within a deal any order of rows: sorted
+                served[document] = start + length
+    assert served == dict(enumerate(lengths))
+
+
 def test_the_seed_changes_the_order():
     orders = [Dealer(np.full(99, 8), key=key).deal(8, one_batch(99)).document.tolist() for key in (1, 2)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])

@@ -152,6 +152,9 @@ def test_another_store_seed_or_schedule_is_refused_by_name(store, tmp_path):
     other = Schedule.linear(**{**RAMP, "duration_steps": 10}, epochs=1)
     with pytest.raises(RunError, match=r"schedule[\s\S]*Phase"):
         CurriculumLoader(store, other, seed=3).load_state_dict(state)
+    other = Schedule.linear(**RAMP, first_piece="beginning", epochs=1)
+    with pytest.raises(RunError, match=r"first_piece random -> beginning"):
+        CurriculumLoader(store, other, seed=3).load_state_dict(state)
 
 
 def test_a_step_beyond_the_end_of_the_schedule_is_refused(store):

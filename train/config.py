@@ -123,6 +123,8 @@ class CurriculumConfig(Section):
     carry: bool | None = None
     dealing: Literal["pack", "truncate"] | None = None
     """"truncate": rows are cut out of full-length ones, as the SLW paper did it; loses tokens and says how many."""
+    first_piece: Literal["random", "beginning"] | None = None
+    """Where a document is first read: at any of its pieces (the default), or from its beginning to its end."""
     control: Literal["batch_warmup"] | None = None
     """"batch_warmup": as many tokens a step as this curriculum, all at its full length: the arm to compare with."""
 
