@@ -15,7 +15,7 @@ import threading
 import traceback
 from pathlib import Path
 
-LIMIT_S = 60
+LIMIT_S = 300
 """A process that takes longer hangs."""
 
 

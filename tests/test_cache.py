@@ -182,7 +182,7 @@ def test_processes_share_a_cache(bucket, tmp_path):
     work = [context.Process(target=read_all, args=(f"{bucket}/s", tmp_path / "c", limit, results)) for _ in range(2)]
     for process in work:
         process.start()
-    assert [results.get(timeout=60) for _ in work] == [[400, 300, 200, 100, 400]] * 2
+    assert [results.get(timeout=300) for _ in work] == [[400, 300, 200, 100, 400]] * 2
     for process in work:
         process.join()
     assert not [file for file in sizes(tmp_path / "c") if "partial" in file]

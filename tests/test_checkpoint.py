@@ -132,14 +132,14 @@ def test_training_goes_on_while_a_copy_of_the_moment_is_written(tmp_path, monkey
 
     def slow(path, tensors):
         going.set()
-        assert may_write.wait(20)
+        assert may_write.wait(300)
         return real(path, tensors)
 
     monkeypatch.setattr(checkpoint, "write_tensors", slow)
     weight, state = torch.zeros(5), {"list": [1]}
     with Saver(tmp_path, keep=2) as saver:
         saver.save(1, model={"w": weight}, optimizer={}, state=state)
-        assert going.wait(20)
+        assert going.wait(300)
         assert checkpoint.find(tmp_path) == []
         weight += 1  # the next update, while it is written
         state["list"].append(2)

@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import agent_store
 from runs import tiny_store
 
 from curriculum.loader import CurriculumLoader
@@ -139,14 +139,12 @@ def test_the_three_examples_end_with_the_same_weights(run):
 
 def launch(folder, script):
     """Run `script` on two ranks, with what torchrun sets; nothing is left running, whatever happens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    store, names = agent_store(2)
     ranks = [
         subprocess.Popen(
             [sys.executable, script],
             cwd=folder,
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+            env={**os.environ, **names, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -154,10 +152,11 @@ def launch(folder, script):
         for rank in range(2)
     ]
     try:
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
+    del store
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-5000:]
 
 

@@ -15,12 +15,12 @@ from train.folder import CONFIG_NAME, write_config
 from train.lock import LOCK_NAME, locked
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from train.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -28,7 +28,7 @@ with locked(Path(sys.argv[1])):
 def holder(tmp_path):
     """Another process that holds the lock of tmp_path/run."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()

@@ -70,7 +70,7 @@ def run(store, tmp_path):
         command = [sys.executable, "-c", CODE, "run.toml", str(at), where, *(str(int(n)) for n in numbers)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
 
     return run

@@ -100,10 +100,12 @@ def test_a_killed_study_leaves_no_process_and_its_run_ends_as_if_undisturbed(pla
     call(place, *asked)
     (whole,) = results_of(place)
     (place / "out").rename(place / "whole")
-    command = [str(part) for part in (sys.executable, ROOT / "scripts/study.py", "--out", place / "out", *asked)]
-    study = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    checkpoints = place / "out/runs/grow/lr-0.001/seed-1/checkpoints"
-    wait_for(lambda: checkpoints.is_dir() and any(checkpoints.glob("step-*")))
+    (place / "waits.py").write_text(WAITS)
+    command = [str(part) for part in (sys.executable, place / "waits.py", "--out", place / "out", *asked)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"}
+    study = subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (place / "midway").exists() or study.poll() is not None)
+    assert study.poll() is None
     study.kill()
     study.wait()
     wait_for(lambda: not alive(study.pid))
@@ -114,12 +116,38 @@ def test_a_killed_study_leaves_no_process_and_its_run_ends_as_if_undisturbed(pla
     assert {k: v for k, v in again.items() if k not in apart} == {k: v for k, v in whole.items() if k not in apart}
 
 
+WAITS = """
+import sys, time
+from pathlib import Path
+import study
+
+train_one = study.train_one
+
+def waits(job):
+    from train import loop
+    update = loop.Run.update
+    def updated(self, batch):
+        if batch.step == 12:
+            self.saver.wait()
+            Path("midway").touch()
+            time.sleep(600)
+        return update(self, batch)
+    loop.Run.update = updated
+    return train_one(job)
+
+study.train_one = waits
+if __name__ == "__main__":
+    sys.exit(study.main())
+"""
+"""A study whose run goes no further than its checkpoint of step 10."""
+
+
 def wait_for(condition):
-    for _ in range(1200):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("waited for a minute")
+    raise AssertionError("waited for five minutes")
 
 
 def alive(group):

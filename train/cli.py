@@ -7,11 +7,15 @@ import functools
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.command import JSON, Group, echo_json
 from train.cli_trained import evaluate, export, sample
+
+if TYPE_CHECKING:
+    from train.loop import Outcome
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -130,26 +134,29 @@ def run(
         with together() as ranks:
             settings = load_config(config, overrides)
             outcome = train(settings, force=force, change_schedule=change_schedule, warn=warn, ranks=ranks)
+            if ranks.first:  # before any rank ends: torchrun then ends the others
+                echo_json(dataclasses.asdict(outcome)) if as_json else _tell(outcome)
     except StoppedEarly as early:
         warn(f"stopped by {early.name} before the first step; the same command begins again, or goes on")
         sys.exit(STOPPED)
-    if as_json and ranks.first:
-        echo_json(dataclasses.asdict(outcome))
-    elif ranks.first:
-        loss = "" if outcome.validation_loss is None else f", validation loss {outcome.validation_loss:.4f}"
-        spikes = ", ".join(f"{count} spikes above {ratio}" for ratio, count in outcome.spikes.items())
-        done = "" if outcome.finished else f"stopped by {outcome.stopped_by}; the same command goes on: "
-        click.echo(
-            f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
-            f"{spikes}, {outcome.elapsed_s:.0f} s"
-        )
-        if outcome.lengths:
-            taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
-            click.echo(f"lengths taken: {taken}")
-        if outcome.unlearnt:
-            shown = ", ".join(f"{first:,} to {last:,}" for first, last in outcome.unlearnt)
-            click.echo(f"not finite: batches {shown} (counted from 0) were served and are in no weights")
     ranks.exit(0 if outcome.finished else STOPPED)
+
+
+def _tell(outcome: Outcome) -> None:
+    """What a run ended with, on standard output."""
+    loss = "" if outcome.validation_loss is None else f", validation loss {outcome.validation_loss:.4f}"
+    spikes = ", ".join(f"{count} spikes above {ratio}" for ratio, count in outcome.spikes.items())
+    done = "" if outcome.finished else f"stopped by {outcome.stopped_by}; the same command goes on: "
+    click.echo(
+        f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
+        f"{spikes}, {outcome.elapsed_s:.0f} s"
+    )
+    if outcome.lengths:
+        taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
+        click.echo(f"lengths taken: {taken}")
+    if outcome.unlearnt:
+        shown = ", ".join(f"{first:,} to {last:,}" for first, last in outcome.unlearnt)
+        click.echo(f"not finite: batches {shown} (counted from 0) were served and are in no weights")
 
 
 @main.command()
