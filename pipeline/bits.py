@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 _ONE = np.uint64(1)
 _ZERO = np.uint64(0)
@@ -33,16 +34,24 @@ def window(bits: np.ndarray, at: int) -> Any:
     return (low >> shift) | (bits[(at >> 6) + 1] << (np.uint64(64) - shift))
 
 
-@njit(nogil=True, cache=True)
-def lowest(word: Any) -> Any:
-    """Number of the lowest bit that is set in `word`, uint64 and not 0."""
-    at, width = 0, 32
-    while width > 0:
-        if word & ((_ONE << np.uint64(width)) - _ONE) == _ZERO:
-            word >>= np.uint64(width)
-            at += width
-        width >>= 1
-    return at
+@intrinsic
+def lowest(typingctx: Any, word: Any) -> Any:
+    """Number of the lowest bit that is set in `word`, uint64 and not 0; one instruction."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def _leading(typingctx: Any, word: Any) -> Any:
+    """How many bits above the highest that is set in `word`, uint64 and not 0; one instruction."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.uint64), codegen
 
 
 @njit(nogil=True, cache=True)
@@ -71,15 +80,3 @@ def highest_up_to(bits: np.ndarray, at: int) -> Any:
         if bits[before] != _ZERO:
             return 64 * before + 63 - _leading(bits[before])
     return 0
-
-
-@njit(nogil=True, cache=True)
-def _leading(word: Any) -> Any:
-    """How many bits above the highest that is set in `word`, uint64 and not 0."""
-    at, width = 0, 32
-    while width > 0:
-        if word >> np.uint64(64 - width) == _ZERO:
-            word <<= np.uint64(width)
-            at += width
-        width >>= 1
-    return at

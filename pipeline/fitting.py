@@ -7,9 +7,9 @@ Items of equal length are alike, so the work is done per length and copied to th
     9 rows      700 + 300 + 24, nine times             ... made as often as the counts allow
     count        3 x 700             31 x 24
 
-A search ends a length or a row that cannot be closed, so there are few: a million items of 2,048 lengths need some
-thousands. Which lengths are left is a set of bits, beside it the same set mirrored: whether two items add up to a gap
-is 64 pairs an operation. Price: 10-20 ns an item on one core.
+A row so found is a *recipe*; making it as often as may be uses a length up, so there are few: a million items of
+2,048 lengths need some thousands. Which lengths are left is a set of bits, beside it the same set mirrored: whether
+two items add up to a gap is 64 pairs an operation. Price: 40 ns a length in a recipe, 1-4 ns an item, and copying.
 """
 
 from __future__ import annotations
@@ -24,22 +24,30 @@ CLOSING_PAIRS = 4096
 
 
 @njit(nogil=True, cache=True)
-def fill_rows(
-    lengths: np.ndarray, seqlen: int, order: np.ndarray, entry: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both passes. Writes `entry` and returns (begin [rows + 1], used [rows]), int64; items of length 0 are left out.
+def fill_rows(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both passes over items of `lengths`; returns (entry [items], begin [rows + 1], used [rows]), int64.
 
     Row r holds entry[begin[r]:begin[r + 1]], used[r] tokens in all; rows that are exactly full come first. An entry
-    is item << 32 | length: with the length at hand nothing is looked up at random. `order` and `entry` are int64
-    [items]; `order` is for use within.
+    is item << 32 | length: with the length at hand nothing is looked up at random.
     """
-    count, after = longest_first(lengths, seqlen, order)
+    order, entry = np.empty_like(lengths), np.empty_like(lengths)
     begin, used = np.empty(len(order) + 1, dtype=np.int64), np.empty(len(order), dtype=np.int64)
-    begin[0] = 0
-    full = close_exactly(order, count, after, seqlen, entry, begin)
-    used[:full] = seqlen
+    begin[0] = n = full = first = 0
+    count, after = longest_first(lengths, seqlen, order)
+    cursor = after - count
+    part, end, times = close_exactly(count, seqlen)
+    for recipe in range(len(end)):
+        for _ in range(times[recipe]):
+            for size in part[first : end[recipe]]:
+                entry[n] = order[cursor[size]]
+                cursor[size] += 1
+                n += 1
+            used[full] = seqlen
+            full += 1
+            begin[full] = n
+        first = end[recipe]
     rows = best_fit(order, count, after, seqlen, entry, begin, used, full)
-    return begin[: rows + 1], used[:rows]
+    return entry, begin[: rows + 1], used[:rows]
 
 
 @njit(nogil=True, cache=True)
@@ -67,13 +75,12 @@ def longest_first(lengths: np.ndarray, seqlen: int, order: np.ndarray) -> tuple[
 
 
 @njit(nogil=True, cache=True)
-def close_exactly(
-    order: np.ndarray, count: np.ndarray, after: np.ndarray, seqlen: int, entry: np.ndarray, begin: np.ndarray
-) -> int:
-    """Rows that are exactly full, written to `entry` and `begin` from 0 on; returns how many. Takes from `count`.
+def close_exactly(count: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows that are exactly full, as recipes. Takes their items from `count`.
 
-    A row begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it
-    takes the longest item that fits; where none does, its first item and all others of that length stay out.
+    Recipe r makes times[r] rows of the lengths part[end[r - 1]:end[r]]; returns (part, end, times), int64. A row
+    begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it takes
+    the longest item that fits; where none does, its first item and all others of that length are set aside.
     """
     present = np.zeros(seqlen // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `window`
     mirrored = np.zeros(seqlen // 64 + 4, dtype=np.uint64)  # bit `seqlen - size`: the same
@@ -83,33 +90,35 @@ def close_exactly(
             flip(mirrored, seqlen - size)
     chosen = np.empty(seqlen, dtype=np.int64)
     taken = np.zeros(seqlen + 1, dtype=np.int64)  # by one row, of each length
-    n = rows = 0
+    part, end, times = np.empty((3, count.sum()), dtype=np.int64)
+    n = recipes = 0
+    aside = seqlen + 1  # the shortest length set aside
     for size in range(seqlen, 0, -1):
         while count[size] > 0:
-            parts, closed = _choose(count, taken, present, mirrored, size, seqlen, chosen)
-            times = len(order)
-            for part in chosen[:parts]:  # give back; the same parts close as many rows as the scarcest allows
-                if taken[part] > 0:
-                    if count[part] == 0:
-                        flip(present, part)
-                        flip(mirrored, seqlen - part)
-                    count[part] += taken[part]
-                    times = min(times, count[part] // taken[part])
-                    taken[part] = 0
+            parts, closed = _choose(count, taken, present, mirrored, size, aside, seqlen, chosen)
+            most = len(part)
+            for one in chosen[:parts]:  # give back; the same parts close as many rows as the scarcest allows
+                if taken[one] > 0:
+                    if count[one] == 0:
+                        flip(present, one)
+                        flip(mirrored, seqlen - one)
+                    count[one] += taken[one]
+                    most = min(most, count[one] // taken[one])
+                    taken[one] = 0
             if not closed:
+                aside = size
                 break
-            for _ in range(times):
-                for part in chosen[:parts]:
-                    entry[n] = order[after[part] - count[part]]
-                    count[part] -= 1
-                    n += 1
-                rows += 1
-                begin[rows] = n
-            for part in chosen[:parts]:
-                if count[part] == 0 and has(present, part):
-                    flip(present, part)
-                    flip(mirrored, seqlen - part)
-    return rows
+            for one in chosen[:parts]:
+                part[n] = one
+                n += 1
+                count[one] -= most
+            for one in chosen[:parts]:
+                if count[one] == 0 and has(present, one):
+                    flip(present, one)
+                    flip(mirrored, seqlen - one)
+            end[recipes], times[recipes] = n, most
+            recipes += 1
+    return part[:n], end[:recipes], times[:recipes]
 
 
 @njit(nogil=True, cache=True)
@@ -119,10 +128,14 @@ def _choose(
     present: np.ndarray,
     mirrored: np.ndarray,
     first: int,
+    aside: int,
     seqlen: int,
     chosen: np.ndarray,
 ) -> tuple[int, bool]:
-    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to `seqlen`)."""
+    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to `seqlen`).
+
+    Of lengths between `first` and `aside` none are left.
+    """
     parts, gap = 0, seqlen
     one, two = first, 0
     while one > 0:
@@ -139,18 +152,21 @@ def _choose(
         if gap == 0:
             return parts, True
         one, two = gap, 0
+        longest = min(first, gap - 1) if gap <= aside else gap - 1
         if count[gap] == 0:
-            one, two = _pair(count, present, mirrored, gap, seqlen)
+            one, two = _pair(count, present, mirrored, gap, longest, seqlen)
         if one == 0:
-            one = highest_up_to(present, gap - 1)
+            one = highest_up_to(present, longest)
     return parts, False
 
 
 @njit(nogil=True, cache=True)
-def _pair(count: np.ndarray, present: np.ndarray, mirrored: np.ndarray, total: int, seqlen: int) -> tuple[int, int]:
-    """The most unequal two lengths left that add up to `total`; (0, 0) where there are none."""
+def _pair(
+    count: np.ndarray, present: np.ndarray, mirrored: np.ndarray, total: int, longest: int, seqlen: int
+) -> tuple[int, int]:
+    """The most unequal two lengths left, up to `longest`, that add up to `total`; (0, 0) where there are none."""
     limit = min(total // 2, CLOSING_PAIRS)
-    for word in range(limit // 64 + 1):
+    for word in range((total - longest) // 64, limit // 64 + 1):
         # Bit `two` of the first: `two` is left. Bit `two` of the second: `total - two` is left.
         both = present[word] & window(mirrored, seqlen - total + 64 * word)
         if both != 0:

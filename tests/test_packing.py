@@ -1,7 +1,5 @@
 """The packer: nothing lost, nothing padded, equal to a slow and obvious twin."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,28 +84,37 @@ def slow_close_exactly(lengths, seqlen):
 @given(ITEMS)
 def test_closing_rows_exactly_equals_its_slow_twin(case):
     seqlen, lengths = case
-    entry, begin = arrays_for(lengths)
-    order = np.empty_like(entry)
-    counts = longest_first(np.array(lengths, dtype=np.int64), seqlen, order)
-    full = close_exactly(order, *counts, seqlen, entry, begin)
-    assert (bins_of(entry, begin, full, len(lengths)), full) == slow_close_exactly(lengths, seqlen)
-    rows = [entry[a:b].tolist() for a, b in itertools.pairwise(begin[: full + 1])]
-    tokens = [sum(lengths[e >> 32] for e in row) for row in rows]
-    assert tokens == [seqlen] * full
+    order = np.empty(len(lengths), dtype=np.int64)
+    count, after = longest_first(np.array(lengths, dtype=np.int64), seqlen, order)
+    cursor = after - count
+    part, end, times = close_exactly(count, seqlen)
+    bins, full = [-1] * len(lengths), 0
+    for sizes, copies in zip(np.split(part, end[:-1]), times.tolist(), strict=False):
+        assert sizes.sum() == seqlen
+        for _ in range(copies):
+            for size in sizes:
+                bins[order[cursor[size]] >> 32] = full
+                cursor[size] += 1
+            full += 1
+    assert (bins, full) == slow_close_exactly(lengths, seqlen)
+    assert (cursor == after - count).all()
 
 
 @given(ITEMS, st.integers(1, 3))
 def test_rows_hold_every_item_once_the_full_rows_first(case, copies):
     seqlen, lengths = case[0], case[1] * copies + [0]  # an item of no tokens is in no row
-    entry, _ = arrays_for(lengths)
-    begin, used = fill_rows(np.array(lengths, dtype=np.int64), seqlen, np.empty_like(entry), entry)
+    entry, begin, used = fill_rows(np.array(lengths, dtype=np.int64), seqlen)
     entry = entry[: begin[-1]]
     assert sorted(entry.tolist()) == [i << 32 | n for i, n in enumerate(lengths) if n]
     for row, tokens in enumerate(used.tolist()):
         held = entry[begin[row] : begin[row + 1]].tolist()
         assert 0 < sum(e & 0xFFFFFFFF for e in held) == tokens <= seqlen
-    rows = slow_close_exactly(lengths[:-1], seqlen)[1]
+    bins, rows = slow_close_exactly(lengths[:-1], seqlen)
     assert (used[:rows] == seqlen).all()
+    for row in range(rows):
+        assert {e >> 32 for e in entry[begin[row] : begin[row + 1]].tolist()} == {
+            i for i, placed in enumerate(bins) if placed == row
+        }
 
 
 @given(st.sets(st.integers(1, 255)), st.integers(0, 255))
