@@ -14,10 +14,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer
 
 from pipeline.errors import TokenizerError
@@ -89,9 +91,10 @@ def load_vocabulary(
             remedy="give a tokenizer.json, or make one: slw-prep tokenizer INPUT... --out tokenizer.json",
         )
     data = path.read_bytes()
-    if encoder != "tokenizers":
-        start_encoder("fastokens", data)
     try:
+        lightened(data)
+        if encoder != "tokenizers":
+            start_encoder("fastokens", data)
         tokenizer = _parse(data)
     except Exception as error:  # tokenizers raises plain Exception
         raise TokenizerError(
@@ -164,7 +167,7 @@ class FastEncoder:
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # read when it first encodes
         import fastokens
 
-        self._tokenizer = fastokens.Tokenizer.from_json_str(data.decode())
+        self._tokenizer = fastokens.Tokenizer.from_json_str(lightened(data))
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """See `Encoder`."""
@@ -256,8 +259,25 @@ class Spot:
 
 
 @lru_cache(maxsize=2)
+def lightened(data: bytes) -> str:
+    """The same tokenizer.json without white space, a merge as "a b" in place of ["a", "b"].
+
+    Both libraries read either; this loads in two thirds of the time. Where it cannot be said so it stays as it is.
+    Raises UnicodeDecodeError.
+    """
+    try:
+        tokenizer = orjson.loads(data)
+        merges = tokenizer["model"]["merges"]
+        if " " not in "".join(chain.from_iterable(merges)):
+            tokenizer["model"]["merges"] = [" ".join(merge) for merge in merges]
+        return orjson.dumps(tokenizer).decode()
+    except (ValueError, KeyError, TypeError):
+        return data.decode()
+
+
+@lru_cache(maxsize=2)
 def _parse(data: bytes) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(data.decode())
+    tokenizer = Tokenizer.from_str(lightened(data))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True

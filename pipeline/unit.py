@@ -199,8 +199,8 @@ class _Encoding:
         if self.stopped.is_set():
             raise RuntimeError("stopped")  # nobody asks for it
         chosen, train = _held_out_last(batch, self.options.validation_fraction)
-        sizes = [utf8_bytes(text) for text in chosen.texts]
         tokens, lengths = encode_documents(encoder, chosen.texts, self.options.vocabulary)
+        sizes = [utf8_bytes(text) for text in chosen.texts]  # the encoder has left their UTF-8 with them
         if spot:
             spot.check(chosen.texts, tokens, lengths, unit.name)
         for texts in (batch.texts, chosen.texts):  # whoever still holds the batch holds no huge text

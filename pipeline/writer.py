@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from pipeline.errors import StoreError
 from pipeline.format import ShardInfo, length_histogram, shard_schema
 from pipeline.place import is_local, sync, upload
+from pipeline.straight import StraightFile
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        sync(temporary, forget=True)
+        sync(temporary)
         temporary.replace(path)
         sync(path.parent)
     except (OSError, pa.ArrowException) as error:
@@ -80,20 +80,20 @@ def write_shard(
     if source:
         columns.append(pa.repeat(pa.scalar(source), len(lengths)))
     batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    sink = _Digesting()
+    written: list[StraightFile] = []
 
     def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            sink.stream = stream
+        with StraightFile(path) as sink:
             with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), schema) as writer:
                 writer.write_batch(batch)
+            written.append(sink)
 
     write_atomically(store / file, write)
     return ShardInfo(
         file=file,
         split=split,
-        digest=sink.digest.hexdigest(),
-        bytes=sink.size,
+        digest=written[0].digest.hexdigest(),
+        bytes=written[0].size,
         documents=len(lengths),
         tokens=len(tokens),
         length_histogram=length_histogram(lengths),
@@ -115,30 +115,6 @@ def _strings(values: list[str]) -> pa.Array:
 
 def _starts(lengths: np.ndarray, dtype: type[np.integer[Any]]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(dtype)
-
-
-class _Digesting:
-    """A file object that digests what passes through it, so that the shard is not read again."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.stream: Any = None
-        self.digest = xxhash.xxh3_128()
-        self.size = 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self.stream.write(view)
-        self.digest.update(view)
-        self.size += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def close(self) -> None:
-        pass
 
 
 def write_bytes(path: Path, data: bytes) -> None:

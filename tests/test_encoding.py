@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from pipeline.corpus import Reading
 from pipeline.encoding import (
@@ -21,6 +22,7 @@ from pipeline.encoding import (
     ReferenceEncoder,
     Spot,
     Vocabulary,
+    lightened,
     load_vocabulary,
 )
 from pipeline.errors import TokenizerError
@@ -59,6 +61,38 @@ ODD = st.one_of(
         st.integers(1, 300),
     ),
 )
+
+
+@given(
+    merges=st.lists(st.tuples(*[st.sampled_from(["a", "b", "\u0120", '"', "\\", ",", "é", "😀"])] * 2), unique=True),
+    as_strings=st.booleans(),
+    indent=st.sampled_from([None, 2]),
+    ascii_only=st.booleans(),
+)
+def test_a_lightened_tokenizer_is_the_same(merges, as_strings, indent, ascii_only):
+    names = dict.fromkeys(["a", "b", "\u0120", '"', "\\", ",", "é", "😀", *map("".join, merges)])
+    model = {
+        "type": "BPE",
+        "vocab": {name: at for at, name in enumerate(names)},
+        "merges": [" ".join(merge) for merge in merges] if as_strings else merges,
+    }
+    data = json.dumps({"version": "1.0", "added_tokens": [], "model": model}, indent=indent, ensure_ascii=ascii_only)
+    light = lightened(data.encode())
+    assert len(light) <= len(data)
+    assert Tokenizer.from_str(light).to_str() == Tokenizer.from_str(data).to_str()
+
+
+@pytest.mark.parametrize(
+    "data", ['{"model": {"type": "WordLevel", "vocab": {"a b": 0}}}', "[1]", "nothing", '{"model": {"merges": 3}}']
+)
+def test_what_has_no_merges_is_left_as_it_is(data):
+    assert lightened(data.encode()) == data
+
+
+def test_merges_that_cannot_be_said_as_strings_stay_pairs():
+    model = {"type": "BPE", "vocab": {" ": 0, "a": 1, " a": 2}, "merges": [[" ", "a"]]}
+    light = lightened(json.dumps({"model": model}).encode())
+    assert json.loads(light)["model"]["merges"] == [[" ", "a"]]
 
 
 @settings(max_examples=150)

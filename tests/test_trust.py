@@ -50,7 +50,7 @@ class Disk:
     def __init__(self, monkeypatch, folder):
         self.folder, self.fails, self.count, self.lasting = str(folder), None, 0, False
         self.lock = threading.Lock()
-        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "mkdir")):
+        for owner, name in ((os, "fsync"), (os, "write"), (os, "open"), (Path, "replace"), (Path, "mkdir")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name), path_of=name))
         self.open = io.open
         monkeypatch.setattr(io, "open", self.opened)
@@ -66,8 +66,8 @@ class Disk:
 
     def counted(self, real, path_of):
         def call(first, *more, **named):
-            path = str(Path(f"/proc/self/fd/{first}").readlink()) if path_of == "fsync" else str(first)
-            if path.startswith(self.folder):
+            path = str(Path(f"/proc/self/fd/{first}").readlink()) if path_of in ("fsync", "write") else str(first)
+            if path.startswith(self.folder) and not (path_of == "open" and more[0] == os.O_RDONLY):
                 self.operation()
             return real(first, *more, **named)
 
