@@ -76,12 +76,21 @@ def filesystem(url: str) -> tuple[Any, str]:
             f"reading {protocol}:// needs a library that is not installed",
             where=url,
             found=error,
-            remedy=f"pip install {_package(protocol)}",
+            remedy=f"pip install {package_for(protocol)}",
         ) from error
     except ValueError as error:
         raise ConfigError(
             "not a URL that can be read", where=url, found=error, remedy="check the protocol"
         ) from error
+
+
+def package_for(protocol: str) -> str:
+    """What to install for URLs of a protocol, as pip takes it."""
+    extras = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
+    if protocol in extras:
+        return f"'slw[{extras[protocol]}]'"
+    others = {"hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
+    return others.get(protocol, f"the fsspec library for {protocol}://")
 
 
 @lru_cache(maxsize=1024)
@@ -165,12 +174,6 @@ def _open(path: str) -> BinaryIO:
     if compression == ".zst":
         return io.BufferedReader(_Zstandard(raw), _CHUNK_BYTES)
     return raw
-
-
-def _package(protocol: str) -> str:
-    known = {"s3": "'slw[s3]'", "s3a": "'slw[s3]'", "http": "'slw[http]'", "https": "'slw[http]'"}
-    others = {"gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
-    return known.get(protocol) or others.get(protocol) or f"the fsspec library for {protocol}://"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.errors import ConfigError, SlwError, StoreError
+from pipeline.files import package_for
 
 
 def place(path: str | Path) -> Path:
@@ -37,7 +38,9 @@ def place(path: str | Path) -> Path:
             "this kind of URL cannot be opened",
             where=path,
             found=error,
-            remedy='install what it needs: pip install "slw[s3]" for s3://',
+            remedy=f"pip install {package_for(path.partition('://')[0])}"
+            if isinstance(error, ImportError)
+            else "check the protocol; s3:// and gs:// are tested",
         ) from error
     return cast(Path, found)
 

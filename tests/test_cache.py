@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -204,8 +205,13 @@ def test_a_cached_file_that_was_damaged_or_half_fetched_is_fetched_again(bucket,
 def test_what_is_not_there_or_cannot_be_reached_is_named(bucket, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="no store here"):
         Store.open(f"{bucket}/none")
-    with pytest.raises(ConfigError, match=r"slw\[s3\]"):
+    with pytest.raises(ConfigError, match="check the protocol"):
         place("nosuchprotocol://x/y")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "gcsfs", None)
+        without.delitem(sys.modules["fsspec.registry"]._registry, "gs", raising=False)
+        with pytest.raises(ConfigError, match=r"pip install 'slw\[gs\]'"):
+            place("gs://x/y")
     with pytest.raises(StoreError, match="object storage cannot be reached"):
         Store.open("s3://No Bucket/s")
     write_store(tmp_path / "s", documents_of([5]))
