@@ -3,8 +3,8 @@
     python scripts/bench_stability.py --preset gpt2-micro --seqlen 256 --sequences 8
 
 Random tokens; each part is timed on its own, in turn with whole steps, and the fastest of all rounds counts. Beside
-the always-on instruments: clipping by norm against `torch.nn.utils.clip_grad_norm_`, AdaGC, and one look at the
-attention logits, which is off by default.
+the always-on instruments: their floor, a sum of the moments that they read; the optimizer's step; clipping by norm
+against `torch.nn.utils.clip_grad_norm_`, AdaGC, and one look at the attention logits, which is off by default.
 """
 
 from __future__ import annotations
@@ -84,8 +84,11 @@ def main() -> None:
     plain()
     loss_of().backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    moments = [optimizer.state[parameter]["exp_avg_sq"] for parameter in model.parameters()]
     parts: dict[str, Callable[[], object]] = {
         "adam_variance": variance.measure,
+        "sum_of_moments": lambda: [moment.sum() for moment in moments],
+        "optimizer_step": optimizer.step,
         "loss_ratio_and_watch": host,
         "clip_grad_norm_of_torch": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
         "clipping_by_norm": lambda: by_norm.apply(gradients, 1),

@@ -77,12 +77,25 @@ def test_adam_variance_equals_the_slow_sum_and_names_the_largest(at_once, monkey
     assert len(variance.parts) == pytest.approx(parts[at_once], abs=5)
     found = named(variance)
     moments = [optimizer.state[parameter]["exp_avg_sq"] for parameter in net.parameters()]
-    for here, there in zip(variance._on_cpu(moments), variance._on_device(moments), strict=True):
-        torch.testing.assert_close(torch.stack(here), torch.stack(there))
+    for here, there in zip(stability._on_cpu(moments), variance._on_device(moments), strict=True):
+        torch.testing.assert_close(here, there)
     roots = {name: optimizer.state[p]["exp_avg_sq"].sqrt() for name, p in net.named_parameters()}
     assert found["variance_l1"] == pytest.approx(sum(float(r.sum()) for r in roots.values()), rel=1e-5)
     assert found["variance_max"] == pytest.approx(max(float(r.max()) for r in roots.values()), rel=1e-6)
     assert found["variance_argmax"] == max(roots, key=lambda name: float(roots[name].max()))
+
+
+@given(st.lists(st.integers(0, 9000), min_size=1, max_size=4), st.integers(0, 2**32), st.data())
+def test_roots_on_a_cpu_equal_the_slow_ones_whatever_is_among_them(sizes, seed, data):
+    generator = torch.Generator().manual_seed(seed)
+    moments = [torch.rand(size + 1, generator=generator) ** 20 for size in sizes]
+    odd = data.draw(st.sampled_from([None, 0.0, 1e-45, 3e38, math.inf, math.nan, -math.nan]))
+    if odd is not None:
+        moments[-1][data.draw(st.integers(0, sizes[-1]))] = odd
+    sums, largest = stability._on_cpu(moments)
+    slow = torch.tensor([math.fsum(v.double().sqrt().tolist()) for v in moments])
+    torch.testing.assert_close(sums, slow, rtol=1e-5, atol=0, equal_nan=True)
+    assert torch.equal(largest.nan_to_num(-1), torch.stack([v.max() for v in moments]).nan_to_num(-1))
 
 
 def test_adam_variance_follows_an_injected_burst():

@@ -6,7 +6,8 @@ AdaGC, with g the gradient of one tensor at step t, c its clipped form, lambda a
     after         c = g min(1, lambda_rel gamma_{t-1} / |g|)          gamma_t = beta gamma_{t-1} + (1 - beta) |c|
 
 Ours on top: a tensor without any gradient at a step leaves its gamma alone, else it would be held at zero for ever.
-Nothing here waits for the device; price: one norm of each tensor, as clipping by norm has, and one scaling of each.
+Nothing here waits for the device; price: one norm of each tensor, as clipping by norm has, and one scaling of each,
+which on a CPU is left out where nothing is to be clipped.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch import Tensor
 from train.config import OptimizerConfig
 
 ADAGC_RATIO = 1.05
-"""lambda_rel: how far above its history a tensor's gradient may be."""
+"""lambda_rel: how far above its history a tensor's gradient may be. Later implementations have 1.04."""
 ADAGC_BETA = 0.98
-"""Of the moving average of clipped norms."""
+"""Of the moving average of clipped norms. Later implementations have 0.99."""
 
 
 class Clipping:
@@ -47,7 +48,8 @@ class Clipping:
         total = torch.linalg.vector_norm(norms)
         scale = ((self.config.clip or math.inf) / (total + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ of torch
         if self.config.clipping == "norm":
-            torch._foreach_mul_(gradients, scale)
+            if not (scale.is_cpu and scale == 1):  # on a CPU there is nothing to wait for
+                torch._foreach_mul_(gradients, scale)
             return total, (scale < 1).float()
         scales = self._adapted(norms, scale, step)
         torch._foreach_mul_(gradients, list(scales.unbind()))
