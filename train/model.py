@@ -81,8 +81,8 @@ class GPT2(nn.Module):
 
         "gpt2": deviation 0.02. "small": sqrt(2 / (5 C)), the baseline of "Spike No More" (arXiv 2312.16903), after
         Nguyen and Salazar (arXiv 1910.05895). "scaled_embedding": that, and what the embedding layer puts out is
-        multiplied by sqrt(C), the paper's "Scaled Embed": a residual stream that is large beside what blocks add keeps
-        gradients small. Not the weights, since the output layer is tied to them.
+        multiplied by sqrt(C), the paper's "Scaled Embed": a residual stream that is large beside what blocks add
+        keeps gradients small. Not the weights, since the output layer is tied to them.
         """
         deviation = 0.02 if self.config.init == "gpt2" else math.sqrt(2 / (5 * self.config.width))
         if isinstance(module, nn.Linear | nn.Embedding):

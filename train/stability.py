@@ -83,8 +83,8 @@ class AdamVariance:
 
     sum(sqrt(v)) and max(sqrt(v)), v as Adam keeps it, before bias correction: what the paper's code logs as
     `variance_sqrt_l1` and `variance_sqrt_abs_max` (Megatron-DeepSpeed, megatron/training.py). Bursts of the largest
-    element go with divergence; the gradient norm and clipping do not show them. Price: v is read once on a CPU, at the
-    speed of its memory, and twice on a device.
+    element go with divergence; the gradient norm and clipping do not show them. Price: on a CPU v is read once, at
+    the speed of its memory, on a device twice.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -171,10 +171,9 @@ def _roots(v: np.ndarray) -> tuple[float, int]:
         for i in range(len(block)):
             part += np.sqrt(block[i])
         for i in range(len(block)):
-            if block_bits[i] > most:
-                most = block_bits[i]
-        total += part
-    return total, most
+            most = max(most, block_bits[i])
+        total += float(part)
+    return total, int(most)
 
 
 def _parts(sizes: Sequence[int]) -> list[slice]:
