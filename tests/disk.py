@@ -6,6 +6,7 @@ through, each time in a fresh folder and in a forked process, then undisturbed i
 
 import errno
 import faulthandler
+import gc
 import io
 import json
 import os
@@ -111,6 +112,7 @@ def sweep(config, fault, every):
     loop.run(
         load_config(config, ["run.dir=undisturbed"]), warn=lambda text: None
     )  # compiles and imports what the children need
+    gc.freeze()  # a collection of it would take most of a child's time
     for n in range(1, 100_000, every):
         folder = Path(f"{n:05d}")
         settings = load_config(config, [f"run.dir={folder}"])

@@ -1,21 +1,74 @@
-"""Ranks on this machine, as torchrun starts them but without its agent: whatever ends them is of ours."""
+"""Processes forked from one that has imported torch already: a program, and ranks as torchrun starts them.
+
+Ranks have none of torchrun's agent: whatever ends them is of ours.
+"""
 
 import multiprocessing
 import os
 import random
 import socket
 import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch.distributed import TCPStore
 
 from train import distributed
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train.loop"])
+CONTEXT.set_forkserver_preload(["train.loop", "train.tune", "transformers.trainer", "accelerate"])
 LIMIT_S = 300
-"""Ranks that take longer hang."""
+"""What takes longer hangs."""
 LINGER_S = 60
 """Enough for the others to hear of a failure, however busy the machine."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended."""
+
+    returncode: int
+    """Less than 0: by that signal."""
+    stdout: str
+    stderr: str
+
+
+def program(code, *arguments, folder, environment=()):
+    """Run Python `code` in `folder` in a process of its own, as `python -c` does, but for the time that takes."""
+    with tempfile.TemporaryDirectory() as name:
+        outputs = [Path(name) / "stdout", Path(name) / "stderr"]
+        given = (code, arguments, str(folder), dict(environment), torch.get_num_threads(), outputs)
+        process = CONTEXT.Process(target=_run, args=given)
+        process.start()
+        try:
+            process.join(LIMIT_S)
+            assert process.exitcode is not None, "it hangs"
+        finally:
+            process.kill()
+        return Done(process.exitcode, *(path.read_text() for path in outputs))
+
+
+def _run(code, arguments, folder, environment, threads, outputs):
+    _write_to(*outputs)
+    torch.set_num_threads(threads)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["-c", *(str(argument) for argument in arguments)]
+    try:
+        exec(compile(code, "program", "exec"), {"__name__": "__main__"})
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _write_to(stdout, stderr):
+    """From here on."""
+    for number, path in ((1, stdout), (2, stderr)):
+        with path.open("a") as stream:
+            os.dup2(stream.fileno(), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
 
 
 def launch(world_size, function, *args, folder, rank_0_stores=False):
@@ -68,10 +121,7 @@ def store_of_rank_0_at(world_size):
 
 
 def _work(rank, names, lingers, output, function, args):
-    stream = output.open("w")
-    for number in (1, 2):
-        os.dup2(stream.fileno(), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    _write_to(output, output)
     os.environ.update(names, RANK=str(rank), LOCAL_RANK=str(rank))
     if lingers:
         distributed.LINGER_S = LINGER_S

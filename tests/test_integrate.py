@@ -3,14 +3,13 @@
 import functools
 import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ranks import agent_store
+from ranks import launch
 from runs import tiny_store
 
 from curriculum.loader import CurriculumLoader
@@ -137,27 +136,12 @@ def test_the_three_examples_end_with_the_same_weights(run):
     assert any((first[key] - begun[key]).abs().max() > 1e-4 for key in first), "the run moves the weights by more"
 
 
-def launch(folder, script):
-    """Run `script` on two ranks, with what torchrun sets; nothing is left running, whatever happens."""
-    store, names = agent_store(2)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script],
-            cwd=folder,
-            env={**os.environ, **names, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    del store
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)[-5000:]
+def pretrain(folder):
+    """On each of two ranks."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    os.chdir(folder)
+    runpy.run_path("pretrain.py", run_name="__main__")
+    os._exit(0)  # gloo's threads sometimes abort Python's own end
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,7 +153,8 @@ def test_two_ranks_end_with_the_weights_of_one(run, books, tmp_path, name):
     end = "assert loader.world_size == 2\n"
     end += "if loader.rank == 0:\n    torch.save(getattr(model, 'module', model).state_dict(), 'end.pt')\n"
     (folder / "pretrain.py").write_text(code_of(name).replace("PARTS = 4", "PARTS = 2") + end)
-    launch(folder, "pretrain.py")
+    codes, output = launch(2, pretrain, folder, folder=tmp_path / "output")
+    assert codes == [0, 0], output
     together = torch.load(folder / "end.pt", weights_only=True)
     for key, value in alone.items():
         torch.testing.assert_close(together[key], value, rtol=0, atol=2e-6)

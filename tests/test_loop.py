@@ -2,14 +2,12 @@
 
 import gc
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from ranks import program
 from runs import as_toml, config_of, settings_of, tiny_store
 from safetensors.torch import load_file
 
@@ -97,10 +95,7 @@ loop.Run.update = updated
 loop.run(load_config(Path({str(toml)!r})), warn=print)
 """
     for stop in (3, 17, 25, 10**6):
-        environment = {**os.environ, "STOP": str(stop), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-        )
+        done = program(code, folder=tmp_path, environment={"STOP": str(stop)})
         assert done.returncode == (0 if stop == 10**6 else -signal.SIGKILL), done.stderr
     assert_equal_runs(folder, whole)
 

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from ranks import program
 from runs import as_toml, config_of, settings_of, tiny_store
 from test_kill import assert_same, ends_in
 
@@ -67,11 +66,7 @@ def run(store, tmp_path):
     (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run", **MANY)))
 
     def run(at, where, *numbers):
-        command = [sys.executable, "-c", CODE, "run.toml", str(at), where, *(str(int(n)) for n in numbers)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        return program(CODE, "run.toml", at, where, *(int(n) for n in numbers), folder=tmp_path)
 
     return run
 

@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
-import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import program
 from runs import as_toml, config_of, settings_of, tiny_store
 
 from pipeline.errors import ConfigError, RunError
@@ -244,7 +241,7 @@ def updated(self, batch):
     if left < 0:
         self.saver.wait()
         os.kill(os.getpid(), signal.SIGKILL)
-    print(self.config.run.dir.name, batch.step)
+    print(self.config.run.dir.name, batch.step, flush=True)
     return update(self, batch)
 loop.Run.update = updated
 settings = tune.Settings(validations=4, most_share=100)
@@ -252,10 +249,7 @@ tune.tune(load_config(Path({str(config)!r})), Path({str(killed)!r}), settings, w
 """
     steps = []
     for left in (20, 11, 10**6):  # in the second probe; in what is left of it or in the third; never
-        environment = {**os.environ, "LEFT": str(left), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(
-            [sys.executable, "-uc", code], env=environment, capture_output=True, text=True, check=False
-        )
+        done = program(code, folder=tmp_path, environment={"LEFT": str(left)})
         assert done.returncode == (0 if left == 10**6 else -signal.SIGKILL), done.stderr
         steps += done.stdout.splitlines()
     kept, undisturbed = (json.loads((folder / KEPT_NAME).read_bytes()) for folder in (killed, whole))

@@ -174,15 +174,19 @@ def _due(this: Run, stop: bool) -> tuple[bool, bool]:
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Python's garbage collector stops all for tens of milliseconds when it likes: here only at validations."""
-    was_on = gc.isenabled()
+    """Python's garbage collector stops all for tens of milliseconds when it likes: here only at validations.
+
+    What is there already is not looked at; who has frozen it before keeps it so.
+    """
+    was_on, was_frozen = gc.isenabled(), gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()
         if was_on:
             gc.enable()
 

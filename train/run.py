@@ -286,9 +286,15 @@ class Run:
         """Loss in nats a token at full length on held-out documents, always the same ones; None without any."""
         if self.held_out is None:
             return None
+        seqlen, most = self.schedule.max_seqlen, self.config.run.validation_tokens
+        return validation_loss(self._loss, self.held_out, seqlen, self.validation_rows, most, self.ranks)
+
+    @property
+    def validation_rows(self) -> int:
+        """Of a micro-batch of validation: no more than there are tokens for."""
+        tokens = min(self.config.run.validation_tokens, self.held_out.tokens if self.held_out else 1)
         seqlen = self.schedule.max_seqlen
-        rows = max(1, self.micro_batch_tokens // seqlen)
-        return validation_loss(self._loss, self.held_out, seqlen, rows, self.config.run.validation_tokens, self.ranks)
+        return max(1, min(self.micro_batch_tokens // seqlen, -(-tokens // seqlen)))
 
     def _loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch that is one micro-batch."""

@@ -165,7 +165,7 @@ def warm_up(run: Run) -> None:
             if compiler is not None and run.held_out is not None:
                 with torch.no_grad():
                     seqlen = schedule.max_seqlen
-                    try_shape(run, Shape(max(1, run.micro_batch_tokens // seqlen) * seqlen, seqlen))
+                    try_shape(run, Shape(run.validation_rows * seqlen, seqlen))
                     try_shape(run, Shape(seqlen, seqlen))
         except torch.OutOfMemoryError as error:
             raise too_large(run.micro_batch_tokens) from error
