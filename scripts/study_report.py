@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from train.statistics import Mean, mean_of
 BAR = 0.5
 TABLE_NAME, JSON_NAME, PICTURE_NAME = "table.md", "table.json", "study.png"
 MARKERS = "osD^vP*X<>h"
+REFERENCES = ("slw", "batch-warmup")
+"""Arms that, beside the first, every other is compared with, where the study has them."""
 Results = list[dict[str, Any]]
 
 
@@ -38,13 +41,14 @@ def summarise(results: Results, bar: float) -> dict[str, Any]:
         for arm in arms
     }
     made = {arm: arm_summary(rates, bar) for arm, rates in cells.items()}
+    references = list(dict.fromkeys([arms[0], *(arm for arm in REFERENCES if arm in arms)]))
     for arm in arms:
-        made[arm]["beyond_first"] = difference(cells, made, arm, arms[0])
-    return {"bar": bar, "runs": len(results), "arms": made}
+        made[arm]["less"] = {other: difference(cells, made, arm, other) for other in references}
+    return {"bar": bar, "runs": len(results), "references": references, "arms": made}
 
 
 def arm_summary(rates: dict[float, Results], bar: float) -> dict[str, Any]:
-    """One arm: its best rate, and the largest at which no seed failed.
+    """One arm: its best rate, and the largest of `rates`, in order, up to which no seed failed.
 
     A run has failed where its loss is not finite, or at a rate above the best ends `bar` above the mean there.
     """
@@ -56,7 +60,7 @@ def arm_summary(rates: dict[float, Results], bar: float) -> dict[str, Any]:
     rows = {
         lr: cell_summary(cell, limit if best is not None and lr > best else math.inf) for lr, cell in rates.items()
     }
-    sound = [lr for lr, row in rows.items() if row["failed"] == 0]
+    sound = list(takewhile(lambda lr: rows[lr]["failed"] == 0, rows))
     return {
         "rates": [{"lr": lr, **row} for lr, row in rows.items()],
         "best_lr": best,
@@ -83,22 +87,30 @@ def cell_summary(cell: Results, limit: float) -> dict[str, Any]:
         "validation_loss": mean(lambda r: r["validation_loss"]),
         "losses": losses,
         "spikes": mean(lambda r: r["spikes"]["1.2"] if r.get("spikes") else None),
+        "spike_share": mean(lambda r: r["spikes"]["1.2"] / r["steps"] if r.get("spikes") else None),
         "loss_ratio_max": largest("loss_ratio_max"),
+        "loss_ratio_overall_max": largest("loss_ratio_overall_max"),
         "variance_max": mean(lambda r: r["variance_max"]),
         "seconds": mean(lambda r: r["seconds"]),
         "tokens": largest("tokens"),
     }
 
 
-def difference(cells: dict[str, Any], made: dict[str, Any], arm: str, first: str) -> dict[str, Any] | None:
-    """Loss of `arm` less that of the first arm, each at its best rate, over the seeds both have."""
-    if arm == first or made[arm]["best_lr"] is None or made[first]["best_lr"] is None:
+def difference(cells: dict[str, Any], made: dict[str, Any], arm: str, other: str) -> dict[str, Any] | None:
+    """Loss of `arm` less that of `other`, each at its best rate, seed by seed over those both have.
+
+    `clear`: the 95 % interval of the differences leaves out 0.
+    """
+    if arm == other or made[arm]["best_lr"] is None or made[other]["best_lr"] is None:
         return None
     here, there = (
-        {r["seed"]: r["validation_loss"] for r in cells[name][made[name]["best_lr"]]} for name in (arm, first)
+        {r["seed"]: r["validation_loss"] for r in cells[name][made[name]["best_lr"]]} for name in (arm, other)
     )
     pairs = [here[seed] - there[seed] for seed in here if seed in there]
-    return as_json(mean_of(pairs)) if pairs else None
+    if not pairs:
+        return None
+    mean = mean_of(pairs)
+    return {**as_json(mean), "clear": mean.half is not None and abs(mean.mean) > mean.half}
 
 
 def losses_of(cell: Results) -> list[float]:
@@ -112,33 +124,41 @@ def as_json(mean: Mean) -> dict[str, Any]:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """Three tables with what they mean."""
-    arms, first = summary["arms"], next(iter(summary["arms"]))
+    """Tables with what they mean."""
+    arms, references = summary["arms"], summary["references"]
     rates = sorted({row["lr"] for arm in arms.values() for row in arm["rates"]})
     lines = [
         f"{summary['runs']} runs. Validation loss at full length, nats a token: mean ± half of its 95 % t-interval "
         "over seeds (n). A run has *failed* where its loss is not finite, or where, at a rate above its arm's best, "
-        f"it ends more than {summary['bar']:g} nats above the mean there; a rate *trains* where no seed failed.",
+        f"it ends more than {summary['bar']:g} nats above the mean there; a rate *trains* where no seed failed there "
+        "or at a lower one. Differences are seed by seed, each arm at its best rate; **bold** where their interval "
+        "leaves out 0, as one in twenty does by chance.",
         "",
-        f"| arm | best rate | loss there | less {first} at its best, same seeds | largest rate that trains | "
-        "spikes at best |",
-        "|---|---|---|---|---|---|",
+        f"| arm | best rate | loss there | {' | '.join(f'less {name}' for name in references)} | "
+        "largest rate that trains | spikes at best |",
+        "|---" * (5 + len(references)) + "|",
     ]
     for name, arm in arms.items():
         at_best = next((row for row in arm["rates"] if row["lr"] == arm["best_lr"]), None)
-        cells = ["-"] * 5
+        cells = ["-"] * (4 + len(references))
         if at_best:
-            beyond, spikes = arm["beyond_first"], at_best["spikes"]
+            spikes = at_best["spikes"]
             cells = [
                 f"{arm['best_lr']:g}",
                 shown(at_best["validation_loss"]),
-                shown(beyond, "+") if beyond else "",
-                f"{arm['largest_lr']:g}",
+                *(less_cell(arm["less"][other]) for other in references),
+                "none" if arm["largest_lr"] is None else f"{arm['largest_lr']:g}",
                 f"{spikes['mean']:.1f}" if spikes else "-",
             ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", *grid("validation loss", arms, rates, loss_cell)]
-    lines += ["", *grid("largest loss ratio (mean of steps above 1.2)", arms, rates, ratio_cell)]
+    lines += [
+        "",
+        "Unstable is not the same as having learnt less: the largest loss ratio of any step and seed against the "
+        "least loss before at its length, and at any length (share of the steps above 1.2 at their length).",
+        "",
+        *grid("loss ratio", arms, rates, ratio_cell),
+    ]
     lines += ["", *grid("largest element of sqrt(v), mean", arms, rates, variance_cell)]
     return "\n".join(lines) + "\n"
 
@@ -158,10 +178,18 @@ def loss_cell(row: dict[str, Any]) -> str:
     return "; ".join(part for part in (loss, failed) if part)
 
 
+def less_cell(less: dict[str, Any] | None) -> str:
+    if less is None:
+        return ""
+    return f"**{shown(less, '+')}**" if less["clear"] else shown(less, "+")
+
+
 def ratio_cell(row: dict[str, Any]) -> str:
-    if row["loss_ratio_max"] is None or row["spikes"] is None:
+    if row["loss_ratio_max"] is None or row["spike_share"] is None:
         return "-"
-    return f"{row['loss_ratio_max']:.2f} ({row['spikes']['mean']:.1f})"
+    overall = row["loss_ratio_overall_max"]
+    shares = f"({100 * row['spike_share']['mean']:.1f} %)"
+    return f"{row['loss_ratio_max']:.2f}, {'-' if overall is None else f'{overall:.2f}'} {shares}"
 
 
 def variance_cell(row: dict[str, Any]) -> str:
@@ -174,7 +202,7 @@ def shown(mean: dict[str, Any], sign: str = "") -> str:
 
 
 def draw(summary: dict[str, Any], out: Path) -> None:
-    """Loss, spikes, largest loss ratio and variance over the learning rate, an arm a line."""
+    """Loss, share of spikes, largest loss ratio and variance over the learning rate, an arm a line."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -193,17 +221,21 @@ def draw(summary: dict[str, Any], out: Path) -> None:
             "linewidth": 1.3,
         }
         curve(loss, arm["rates"], "validation_loss", name, style, aside)
-        curve(spikes, arm["rates"], "spikes", name, style, aside)
+        curve(spikes, arm["rates"], "spike_share", name, style, aside)
         curve(variance, arm["rates"], "variance_max", name, style, aside)
-        points = [(row["lr"] * aside, row["loss_ratio_max"]) for row in arm["rates"] if row["loss_ratio_max"]]
+        points = [
+            (row["lr"] * aside, row["loss_ratio_overall_max"] or row["loss_ratio_max"])
+            for row in arm["rates"]
+            if row["loss_ratio_max"]
+        ]
         ratio.plot(*zip(*points, strict=True), label=name, **style) if points else None
     means = [row["validation_loss"]["mean"] for a in arms.values() for row in a["rates"] if row["validation_loss"]]
     if means:
         loss.set_ylim(min(means) - 0.1, max(means) + 0.3)
     titles = {
         loss: "validation loss at full length: mean, 95 % interval of 3 seeds or more, runs",
-        spikes: "steps with a loss ratio above 1.2, mean of a run",
-        ratio: "largest loss ratio of all seeds",
+        spikes: "steps with a loss ratio above 1.2 at their length, mean of seeds",
+        ratio: "largest loss ratio of all seeds, against the least loss at any length",
         variance: "largest element of sqrt(v), mean of seeds",
     }
     for panel, title in titles.items():
@@ -215,6 +247,7 @@ def draw(summary: dict[str, Any], out: Path) -> None:
     ratio.set_yscale("log")
     variance.set_yscale("log")
     spikes.set_ylim(bottom=0)
+    spikes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     ratio.yaxis.set_major_formatter("{x:g}")
     ratio.yaxis.set_minor_formatter("{x:g}")
     handles, labels = loss.get_legend_handles_labels()
@@ -226,7 +259,7 @@ def draw(summary: dict[str, Any], out: Path) -> None:
 def curve(panel: Any, rates: list[dict[str, Any]], key: str, name: str, style: dict[str, Any], aside: float) -> None:
     """Means; with their intervals from three seeds on (of two they span the panel), and each run's loss as a dot."""
     rows = [row for row in rates if row[key]]
-    halves = [(row[key]["half"] or 0.0) if row[key]["n"] > 2 and key != "spikes" else 0.0 for row in rows]
+    halves = [(row[key]["half"] or 0.0) if row[key]["n"] > 2 and key != "spike_share" else 0.0 for row in rows]
     xs, ys = [row["lr"] * aside for row in rows], [row[key]["mean"] for row in rows]
     panel.errorbar(xs, ys, yerr=halves, capsize=2, elinewidth=0.8, label=name, **style)
     if key == "validation_loss":

@@ -175,7 +175,8 @@ def test_mistakes_end_in_a_message(place):
 
 
 def result(arm, lr, seed, loss, spikes=0):
-    known = {"loss_ratio_max": 1.5, "variance_max": 0.1, "seconds": 2.0, "tokens": 9, "spikes": {"1.2": spikes}}
+    known = {"loss_ratio_max": 1.5, "loss_ratio_overall_max": 1.7, "variance_max": 0.1, "seconds": 2.0, "tokens": 9}
+    known |= {"steps": 20, "spikes": {"1.2": spikes}}
     status = "finished" if loss is not None else "not finite"
     return {"arm": arm, "lr": lr, "seed": seed, "validation_loss": loss, "status": status, **known}
 
@@ -189,7 +190,9 @@ def test_the_summary_is_plain_arithmetic(study):
     assert [row["failed"] for row in a["rates"]] == [0, 1]
     assert [row["failed"] for row in b["rates"]] == [0, 1]
     assert (a["best_lr"], a["largest_lr"], b["best_lr"]) == (0.1, 0.1, 0.1)
-    assert math.isclose(b["beyond_first"]["mean"], ((1.8 - 2.0) + (2.1 - 2.2)) / 2)
+    assert summary["references"] == ["a"] and a["less"] == {"a": None}
+    assert math.isclose(b["less"]["a"]["mean"], ((1.8 - 2.0) + (2.1 - 2.2)) / 2)
+    assert not b["less"]["a"]["clear"]  # of two seeds: 12.7 times their scatter
     half = 12.7062 * 0.15 * math.sqrt(2) / math.sqrt(2)  # t(0.975, 1) * s / sqrt(2), s = 0.3 / sqrt(2)
     assert math.isclose(b["rates"][0]["validation_loss"]["half"], half, rel_tol=1e-4)
     assert b["rates"][1]["validation_loss"] == {"mean": 2.3, "half": None, "n": 1}
@@ -197,8 +200,29 @@ def test_the_summary_is_plain_arithmetic(study):
     slow = study.study_report.summarise(flat, 0.5)["arms"]["c"]
     assert [row["failed"] for row in slow["rates"]] == [0, 0, 0, 1]  # a rate too small to get far has not failed
     assert (slow["best_lr"], slow["largest_lr"]) == (0.2, 0.3)
+    luck = [result("d", lr, 1, loss) for lr, loss in ((0.1, 3.0), (0.2, 4.0), (0.3, 3.1))]
+    assert study.study_report.summarise(luck, 0.5)["arms"]["d"]["largest_lr"] == 0.1  # a lucky seed beyond a failure
     wide = study.study_report.summarise(results, 5.0)["arms"]
     assert (wide["a"]["largest_lr"], wide["b"]["largest_lr"]) == (0.2, 0.1)
+
+
+def test_every_arm_is_compared_seed_by_seed_with_the_first_and_with_slw_and_its_control(study):
+    losses = {"constant": [2.0, 3.0, 4.0], "slw": [1.9, 2.91, 3.89], "batch-warmup": [1.8, 3.1, 4.2], "other": [1.0]}
+    results = [
+        result(arm, 0.1, seed, loss, spikes=seed) for arm, row in losses.items() for seed, loss in enumerate(row)
+    ]
+    summary = study.study_report.summarise(results, 0.5)
+    assert summary["references"] == ["constant", "slw", "batch-warmup"]
+    less = {name: arm["less"] for name, arm in summary["arms"].items()}
+    assert less["slw"]["constant"]["clear"]  # the seeds scatter by a nat, the differences by a hundredth
+    assert math.isclose(less["slw"]["constant"]["mean"], -0.1) and less["slw"]["slw"] is None
+    assert less["batch-warmup"]["constant"]["clear"] is False
+    assert less["other"]["slw"] == {"mean": pytest.approx(-0.9), "half": None, "n": 1, "clear": False}
+    assert math.isclose(summary["arms"]["slw"]["rates"][0]["spike_share"]["mean"], 0.05)
+    table = study.study_report.as_markdown(summary)
+    marked = [cell for line in table.splitlines() for cell in line.split(" | ") if cell.startswith("**")]
+    assert [cell[:10] for cell in marked] == ["**+0.100 ±", "**-0.100 ±"]
+    assert "1.50, 1.70 (5.0 %)" in table
 
 
 @pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)

@@ -180,8 +180,8 @@ def _losses_row(arm: Arm) -> list[str]:
 
 def stability(comparison: Comparison) -> Table:
     """Spikes, largest loss ratio and variance, and whether they go together."""
-    heads = ["arm", *(f"spikes > {bound:g}" for bound in SPIKE_RATIOS), "max ratio", "max variance norm"]
-    heads += ["max variance", "r(ratio, norm)", "r(ratio, max)"]
+    heads = ["arm", *(f"spikes > {bound:g}" for bound in SPIKE_RATIOS), "max ratio", "at any length"]
+    heads += ["max variance norm", "max variance", "r(ratio, norm)", "r(ratio, max)"]
     return heads, [_stability_row(arm) for arm in comparison.arms]
 
 
@@ -202,6 +202,7 @@ def _stability_row(arm: Arm) -> list[str]:
         arm.name,
         *(f"{arm.spikes(bound).mean:g}" for bound in SPIKE_RATIOS),
         largest("loss_ratio_max", ".2f"),
+        largest("loss_ratio_overall_max", ".2f"),
         largest("variance_l1_max", ".3g"),
         largest("variance_max", ".2e"),
         correlations("ratio_with_variance_l1"),
