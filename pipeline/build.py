@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading, Unit
 from pipeline.draft import BUILD_FOLDER, Draft, Plan, same_parameters
-from pipeline.encoding import Choice, Vocabulary, choose_encoder, load_vocabulary
+from pipeline.encoding import Choice, Vocabulary, choose_encoder, in_thread, load_vocabulary
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
@@ -91,13 +92,17 @@ class TaskResult:
     bad_examples: list[str]
 
 
-def build(options: BuildOptions, report: Report = lambda result, units: None) -> BuildResult:
+def build(options: BuildOptions, report: Report = lambda result, units: None, *, force: bool = False) -> BuildResult:
     """Build or go on building the store `options.out`; read and, where it is damaged, mend a finished one.
 
+    With `force` what is there is deleted first, once the inputs and the tokenizer are found.
     Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
     """
     started = time.monotonic()
     job = _Job(options)
+    if force:
+        job.vocabulary  # noqa: B018  (where there is none, nothing is deleted)
+        remove(options.out)
     if (options.out / MANIFEST_NAME).exists():
         return _mend(job, report, started)
     with job.draft.lock():
@@ -201,11 +206,9 @@ class _Job:
         _check(options)
         self.options = options
         self.draft = Draft(options.out)
-        self.vocabulary = load_vocabulary(
-            options.tokenizer, eod=options.eod, bos=options.bos, encoder=options.encoder
-        )
+        load = partial(load_vocabulary, eod=options.eod, bos=options.bos, encoder=options.encoder)
+        self._vocabulary = in_thread(lambda: load(options.tokenizer))
         self.files = find_files(options.inputs, options.reading, options.sources)
-        self.parameters = _parameters(options, self.vocabulary, self.files)
         self.units: list[Unit] = []
         self.choice: Choice | None = None
         out = options.out
@@ -216,6 +219,16 @@ class _Job:
             raise StoreError(
                 "the output exists and is no store", where=out, remedy="choose another --out, or empty the folder"
             )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Loaded while the input is looked at; waits for it. Raises TokenizerError."""
+        return self._vocabulary.result()
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """All that decides the bytes of the store."""
+        return _parameters(self.options, self.vocabulary, self.files)
 
     def finished(self) -> Manifest:
         """The manifest of the finished store, if it is this job's."""

@@ -91,14 +91,12 @@ def build(
         raise click.UsageError("--force would delete what other tasks built: remove the store first, then start them")
     if inputs == ("-",):
         click.echo("note: standard input cannot be read again: if it stops, begin from the start", err=True)
-    if force:
-        builder.remove(out)
     settings = builder.BuildOptions(inputs=inputs, out=out, **options)
     with ProgressLine("building", 1) as progress:
         if task:
             done = builder.build_task(settings, *task, report=_reporter(progress))
         else:
-            result = builder.build(settings, _reporter(progress))
+            result = builder.build(settings, _reporter(progress), force=force)
     if task:
         _say_task(done, out, task, as_json)
     else:

@@ -264,7 +264,7 @@ def test_lines_are_counted_once_for_all_units_with_bad_ones(tmp_path, monkeypatc
     ("arguments", "status", "message"),
     [
         (("build", "c.jsonl", "--out", "c.jsonl"), 1, "the output is a file"),
-        (("build", "c.jsonl", "--out", "c.jsonl", "--force"), 1, "--force leaves it alone"),
+        (("build", "c.jsonl", "--out", "c.jsonl", "--force"), 1, "the output is a file"),
         (("build", "c.jsonl", "--out", "s", "--max-record-bytes", "0"), 2, "--max-record-bytes 0"),
         (("build", "e.jsonl", "--out", "s"), 1, "where:   e.jsonl (0 bytes)"),
         (("build", "u.jsonl", "--out", "s"), 1, "iconv -f UTF-16 -t UTF-8"),

@@ -23,7 +23,7 @@ from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
 from pipeline.encoding import choose_encoder, load_vocabulary
-from pipeline.errors import CorpusError, StoreError, TokenizerError
+from pipeline.errors import CorpusError, SlwError, StoreError, TokenizerError
 from pipeline.format import Manifest
 from pipeline.inputs import find_files
 from pipeline.reader import Store
@@ -221,6 +221,22 @@ def test_other_parameters_are_refused_by_name_and_the_same_ones_do_nothing(token
         remove(tmp_path / "mine")
     remove(tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_force_deletes_nothing_before_the_inputs_and_the_tokenizer_are_found(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
+    before = bytes_of(tmp_path / "s")
+    for there, name in ((tmp_path / "t.json", "c.jsonl"), (tokenizer, "d.jsonl")):
+        with pytest.raises(SlwError):
+            build(options(there, tmp_path / "s", tmp_path / name), force=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="is no store"):
+        build(options(tokenizer, tmp_path / "mine", tmp_path / "c.jsonl"), force=True)
+    assert bytes_of(tmp_path / "s") == before
+    write_jsonl(tmp_path / "d.jsonl", TEXTS[:3])
+    assert build(options(tokenizer, tmp_path / "s", tmp_path / "d.jsonl"), force=True).manifest.documents() == 3
 
 
 @pytest.mark.parametrize(
