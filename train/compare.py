@@ -180,7 +180,8 @@ def _losses_row(arm: Arm) -> list[str]:
 
 def stability(comparison: Comparison) -> Table:
     """Spikes, largest loss ratio and variance, and whether they go together."""
-    heads = ["arm", *(f"spikes > {bound:g}" for bound in SPIKE_RATIOS), "max ratio", "at any length"]
+    spikes = [f"> {bound:g}" for bound in SPIKE_RATIOS]
+    heads = ["arm", f"spikes {spikes[0]}", *spikes[1:], "max ratio", "at any length"]
     heads += ["max variance norm", "max variance", "r(ratio, norm)", "r(ratio, max)"]
     return heads, [_stability_row(arm) for arm in comparison.arms]
 

@@ -132,6 +132,8 @@ class Probes:
         self.done.append(Probe(seqlen_start, duration_steps, losses, diverged, tokens))
         self._write()
         shutil.rmtree(folder)
+        ratio, step = self.done[-1].worst()
+        self.warn(f"  largest ratio of perplexities {ratio:.3f}, at step {step:,}")
         return self.done[-1]
 
     def _asked(self) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def draw(tuned: Tuned, out: Path) -> None:
         if probe.diverged:
             panel.plot(steps[-1:], losses[-1:], "x", color=colour)
     panel.axvline(tuned.warmup_steps, color="0.5", linewidth=1)
-    panel.annotate("end of the LR warmup", (tuned.warmup_steps, 1), xycoords=("data", "axes fraction"), va="top")
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, -4), "textcoords": "offset points", "va": "top"}
+    panel.annotate("end of the LR warmup", (tuned.warmup_steps, 1), **place)
     panel.set_xlabel("step")
     panel.set_ylabel("validation loss at full length, nats a token")
     title = (
