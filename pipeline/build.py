@@ -24,7 +24,7 @@ from pipeline.files import STDIN, looking_ahead
 from pipeline.fingerprint import fingerprints
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
 from pipeline.inputs import InputFile, find_files
-from pipeline.place import remove_tree
+from pipeline.place import reaching, remove_tree
 from pipeline.repair import repair
 from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult
 from pipeline.verify import verify
@@ -99,23 +99,24 @@ def build(options: BuildOptions, report: Report = lambda result, units: None, *,
     Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
     """
     started = time.monotonic()
-    job = _Job(options)
-    if force:
-        job.vocabulary  # noqa: B018  (where there is none, nothing is deleted)
-        remove(options.out)
-    if (options.out / MANIFEST_NAME).exists():
-        return _mend(job, report, started)
-    with job.draft.lock():
-        if not (options.out / MANIFEST_NAME).exists():
-            done = job.begin()
-            fresh = []
-            for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
-                fresh.append(result)
-                done[result.unit] = result
-                report(result, len(job.units))
-            manifest = job.draft.commit(job.plan, done)
-            return _result(manifest, fresh, started, choice=job.choice)
-    return _mend(job, report, started)  # another build was quicker
+    with reaching(options.out):
+        job = _Job(options)
+        if force:
+            job.vocabulary  # noqa: B018  (where there is none, nothing is deleted)
+            remove(options.out)
+        if (options.out / MANIFEST_NAME).exists():
+            return _mend(job, report, started)
+        with job.draft.lock():
+            if not (options.out / MANIFEST_NAME).exists():
+                done = job.begin()
+                fresh = []
+                for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
+                    fresh.append(result)
+                    done[result.unit] = result
+                    report(result, len(job.units))
+                manifest = job.draft.commit(job.plan, done)
+                return _result(manifest, fresh, started, choice=job.choice)
+        return _mend(job, report, started)  # another build was quicker
 
 
 def build_task(
@@ -133,18 +134,19 @@ def build_task(
         )
     if STDIN in options.inputs:
         raise ConfigError("a task cannot read standard input", allowed="files: every task splits the same ones")
-    job = _Job(options)
-    units, fresh = 0, []
-    if (options.out / MANIFEST_NAME).exists():
-        job.finished()
-    else:
-        with job.draft.lock(shared=True):
-            done = job.begin()
-            mine = [(i, unit) for i, unit in enumerate(job.units) if i % tasks == task % tasks]
-            units = len(mine)
-            for result in job.run([(i, unit) for i, unit in mine if i not in done]):
-                fresh.append(result)
-                report(result, units)
+    with reaching(options.out):
+        job = _Job(options)
+        units, fresh = 0, []
+        if (options.out / MANIFEST_NAME).exists():
+            job.finished()
+        else:
+            with job.draft.lock(shared=True):
+                done = job.begin()
+                mine = [(i, unit) for i, unit in enumerate(job.units) if i % tasks == task % tasks]
+                units = len(mine)
+                for result in job.run([(i, unit) for i, unit in mine if i not in done]):
+                    fresh.append(result)
+                    report(result, units)
     return TaskResult(units=units, built=len(fresh), **_work(fresh, started))
 
 
@@ -153,20 +155,21 @@ def finalize(out: Path) -> Manifest:
 
     Raises StoreError where units are missing, and says which; CorpusError where there is no document to train on.
     """
-    if (out / MANIFEST_NAME).exists():
-        return Manifest.load(out)
-    draft = Draft(out)
-    if (plan := draft.plan()) is None:
-        raise StoreError(
-            "no build here to finalize",
-            where=out,
-            remedy="first its tasks: slw-prep build ... --task i/n --out STORE",
-        )
-    with draft.lock():
-        if (out / MANIFEST_NAME).exists():  # another was quicker
-            draft.clear()
+    with reaching(out):
+        if (out / MANIFEST_NAME).exists():
             return Manifest.load(out)
-        return draft.commit(plan, draft.done())
+        draft = Draft(out)
+        if (plan := draft.plan()) is None:
+            raise StoreError(
+                "no build here to finalize",
+                where=out,
+                remedy="first its tasks: slw-prep build ... --task i/n --out STORE",
+            )
+        with draft.lock():
+            if (out / MANIFEST_NAME).exists():  # another was quicker
+                draft.clear()
+                return Manifest.load(out)
+            return draft.commit(plan, draft.done())
 
 
 def remove(store: Path) -> None:

@@ -113,10 +113,12 @@ class Draft:
         shards = [shard for result in results for shard in result.shards]
         if not any(shard.split == "train" for shard in shards):
             self._discard()
+            held_out = sum(shard.documents for shard in shards)
             raise CorpusError(
-                "no document to train on: the corpus is empty",
+                f"no document to train on: {'all are held out' if held_out else 'the corpus is empty'}",
                 where=", ".join(f"{path} ({size} bytes)" for path, size, _ in plan.manifest.parameters["files"][:3]),
-                found=f"{sum(r.bad for r in results)} bad and {sum(r.empty for r in results)} empty records",
+                found=f"{sum(r.bad for r in results)} bad, {sum(r.empty for r in results)} empty "
+                f"and {held_out} held-out records",
                 remedy="check the input, --text-field and --validation-fraction",
             )
         skipped = sum(result.bad + result.empty for result in results)

@@ -88,6 +88,8 @@ def load_vocabulary(
         raise TokenizerError(
             "no tokenizer here",
             where=path,
+            found="a folder" if path.is_dir() else None,
+            allowed="a file: names of a model hub are not looked up",
             remedy="give a tokenizer.json, or make one: slw-prep tokenizer INPUT... --out tokenizer.json",
         )
     data = path.read_bytes()

@@ -150,7 +150,7 @@ class Manifest:
             raise StoreError(
                 "not a finished store: it has no manifest.json",
                 where=store,
-                remedy="run the same `slw-prep build` again; it goes on where it stopped",
+                remedy="is it the right folder? a build that stopped goes on with the same `slw-prep build` again",
             )
         try:
             data = json.loads(path.read_bytes())

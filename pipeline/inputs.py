@@ -35,6 +35,7 @@ _OTHER_COMPRESSIONS = {
     ".zip": "unzip -p",
     ".tar": "tar -xOf",
 }
+_WRITTEN_TABLES = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,13 @@ def _format_of(path: str, reading: Reading) -> str:
             where=path,
             allowed="plain files, .gz and .zst",
             remedy=f"{_OTHER_COMPRESSIONS[suffix]} {path} | slw-prep build - --format jsonl ...",
+        )
+    if suffix in _WRITTEN_TABLES and not reading.format and suffix not in reading.suffixes:
+        raise CorpusError(
+            f"a file of a kind that is not read: {suffix}",
+            where=path,
+            allowed="tables as .parquet or .arrow, records as .jsonl",
+            remedy=f"""duckdb -c "copy '{path}' to 'table.parquet'"; --format text takes all of it for one text""",
         )
     return found
 

@@ -33,9 +33,9 @@ def place(path: str | Path) -> Path:
     try:
         found = UPath(path, use_listings_cache=False)  # others write there too: a remembered listing would be stale
         found.fs  # noqa: B018  (imports what the protocol needs)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         raise ConfigError(
-            "this kind of URL cannot be opened",
+            "this URL cannot be opened",
             where=path,
             found=error,
             remedy=f"pip install {package_for(path.partition('://')[0])}"

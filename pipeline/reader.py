@@ -150,7 +150,7 @@ class Store:
                 "no such document",
                 where=f"{self.path} ({self.split})",
                 found=index,
-                allowed=f"0 to {self.documents - 1}",
+                allowed=f"0 to {self.documents - 1}" if self.documents else "none: the split is empty",
             )
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])

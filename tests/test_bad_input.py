@@ -273,6 +273,9 @@ def test_lines_are_counted_once_for_all_units_with_bad_ones(tmp_path, monkeypatc
             2,
             "ray start --head",
         ),
+        (("build", "t.csv", "--out", "s"), 1, "copy 't.csv' to 'table.parquet'"),
+        (("build", "c.jsonl", "--out", "s", "--validation-fraction", "0.999999999"), 1, "0 empty and 1 held-out"),
+        (("build", "c.jsonl", "--out", "ftp://127.0.0.1:1/s"), 2, "this URL cannot be opened"),
         (("import", "-", "--out", "s"), 2, "tokens are not read from standard input"),
     ],
 )
@@ -282,6 +285,7 @@ def test_what_goes_wrong_is_said_with_a_remedy(tmp_path, monkeypatch, tokenizer,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.jsonl").write_bytes(GOOD)
     (tmp_path / "e.jsonl").write_bytes(b"")
+    (tmp_path / "t.csv").write_bytes(b"id,text\n1,a\n")
     (tmp_path / "u.jsonl").write_bytes('{"text": "a"}\n'.encode("utf-16"))
     result = CliRunner().invoke(main, [*arguments, "--tokenizer", str(tokenizer)])
     assert result.exit_code == status and message in result.stderr

@@ -202,9 +202,16 @@ def test_a_cached_file_that_was_damaged_or_half_fetched_is_fetched_again(bucket,
     assert list(sizes(tmp_path / "c")) == [name]
 
 
-def test_what_is_not_there_or_cannot_be_reached_is_named(bucket, tmp_path, monkeypatch):
+def test_what_is_not_there_or_cannot_be_reached_is_named(corpus, bucket, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="no store here"):
         Store.open(f"{bucket}/none")
+    for use in (
+        lambda url: b.build(asked(corpus, url)),
+        lambda url: b.build_task(asked(corpus, url), 0, 2),
+        b.finalize,
+    ):
+        with pytest.raises(StoreError, match="object storage cannot be reached"):
+            use(place("s3://No Bucket/s"))
     with pytest.raises(ConfigError, match="check the protocol"):
         place("nosuchprotocol://x/y")
     with monkeypatch.context() as without:
