@@ -14,7 +14,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1500px; mar
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .wide { overflow-x: auto } svg { width: 100%; height: auto }
 table { border-collapse: collapse; white-space: nowrap; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 th { border-bottom: 2px solid #888 } th:first-child, td:first-child { text-align: left }
 p { max-width: 60rem; color: #555 }
 """
