@@ -39,6 +39,8 @@ LENGTHS = 16
 """So many lengths' bands are kept, those used last."""
 SHOWN = 5
 """Documents of a step that are told, the longest pieces."""
+NAMED = 2
+"""Of them, those in the sentence."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ def told(alarm: Alarm, run: str, step: int, tensor: str, pieces: Packed, store: 
 
 def sentence(told: dict[str, Any]) -> str:
     """The same for a person."""
-    named = "; ".join(f"{d['document']:,} ({d['from']})" for d in told["documents"])
-    left = told["pieces"] - len(told["documents"])
+    shown = told["documents"][:NAMED]
+    named = "; ".join(f"{d['document']:,} ({d['from']})" for d in shown)
+    left = told["pieces"] - len(shown)
     what = {"variance_max": "largest Adam variance", "loss_ratio": "loss ratio"}[told["figure"]]
     return (
         f"watch: {what} {told['value']:.3g} since step {told['since_step']:,}, above {told['limit']:.3g} "
