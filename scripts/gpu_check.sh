@@ -17,7 +17,7 @@ python=${PYTHON:-python3}
 if [ "${1:-}" = --wheels ]; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
-    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$2"/*.whl
+    for wheel in "$2"/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done # all that pip would do, without pip
     export PYTHONPATH="$site:${PYTHONPATH:-}"
     shift 2
 fi

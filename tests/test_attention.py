@@ -163,3 +163,14 @@ def test_a_run_over_real_batches_is_the_same_in_both_layouts(tmp_path):
         if batch.step == 12:
             break
     this.loader.close()
+
+
+def test_this_torchs_variable_length_operator_takes_what_a_model_gives_it():
+    """By shapes alone, without a GPU: its arguments, and those of its backward pass."""
+    with torch.device("meta"):
+        model = GPT2(ModelConfig(layers=2, width=128, heads=2), 500, 64).to(torch.bfloat16)
+        ids, spans = torch.zeros(1, 256, dtype=torch.int64), torch.zeros(65, dtype=torch.int32)
+        loss = model.loss(ids, ids, ids, Sight(None, spans, 64))
+    loss.backward()
+    assert loss.shape == ()
+    assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())

@@ -14,14 +14,26 @@ ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 def test_every_check_of_the_gpu_runs_on_the_cpu_and_passes():
     done = subprocess.run(
-        [ROOT / "scripts/gpu_check.sh", "--cpu"], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [ROOT / "scripts/gpu_check.sh", "--cpu", "--seconds", "3000"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{")]
-    assert {result["check"] for result in results} == {"parity", "bench", "modes", "resume", "short", "large"}
+    assert {result["check"] for result in results} == {
+        "machine",
+        "parity",
+        "bench",
+        "modes",
+        "resume",
+        "short",
+        "large",
+    }
     passed = [result for result in results if result["ok"]]
-    assert {result["check"] for result in passed} == {"parity", "bench", "modes", "resume", "short"}
+    assert {result["check"] for result in passed} == {"machine", "parity", "bench", "modes", "resume", "short"}
     assert {r["case"] for r in passed if r["check"] == "modes"} == {
         "constant",
         "slw",
@@ -35,13 +47,64 @@ def test_every_check_of_the_gpu_runs_on_the_cpu_and_passes():
     assert beside["ratio"] == pytest.approx(beside["tokens_per_s"] / beside["nanogpt_tokens_per_s"], abs=1e-2)
 
 
-def test_a_check_that_fails_or_has_no_time_is_told(monkeypatch, capsys):
+@pytest.fixture
+def checks(monkeypatch):
+    """gpu_check, with checks that stand in for its own."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import gpu_check
 
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--cpu", "--only", "parity", "--seconds", "0"])
-    assert gpu_check.main() == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[0])["note"] == "no time left"
-    monkeypatch.setattr(gpu_check, "in_own_process", lambda *_: iter([{"check": "a", "case": "b", "ok": False}]))
+    def stands_in(**seconds):
+        monkeypatch.setattr(gpu_check, "SECONDS", seconds)
+        monkeypatch.setattr(gpu_check, "CHECKS", dict.fromkeys(seconds))
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--cpu"])
+        return gpu_check
+
+    return stands_in
+
+
+def test_a_check_that_breaks_off_dies_or_takes_too_long_leaves_its_results_and_the_other_checks(
+    checks, capfd, tmp_path, monkeypatch
+):
+    (tmp_path / "sitecustomize.py").write_text(STANDING_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}")
+    gpu_check = checks(sleeps=8, breaks=300, dies=300, works=300)
     assert gpu_check.main() == 1
-    assert "NO" in capsys.readouterr().out
+    output = capfd.readouterr().out
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    told = [(result["check"], result["case"], result["ok"], result.get("note", "")) for result in found]
+    assert [name for name, *_ in told if name != "sleeps"] == ["breaks", "breaks", "dies", "dies", "works"]
+    (cut,) = [result for result in told if result[0] == "sleeps" and not result[1]]
+    assert cut[2] is None and "were over" in cut[3]
+    assert told[-5:-3] == [("breaks", "first", True, ""), ("breaks", "broke off", False, "ValueError: of no use")]
+    assert told[-3:-1] == [("dies", "first", True, ""), ("dies", "", False, "exit -9")]
+    assert told[-1] == ("works", "first", True, "")
+    assert [line.split()[0] for line in output.splitlines()[-len(told) :]] == [name for name, *_ in told]
+
+
+def test_without_time_that_is_told_and_no_failure(checks, monkeypatch, capsys):
+    gpu_check = checks(sleeps=8, works=300)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--seconds", "0"])
+    assert gpu_check.main() == 0
+    assert capsys.readouterr().out.count("no time left") == 4
+
+
+STANDING_IN = """
+import gpu_checks, os, signal, time
+
+def first(cpu):
+    yield {"case": "first", "ok": True}
+
+def breaks(cpu):
+    yield from first(cpu)
+    raise ValueError("of no use")
+
+def dies(cpu):
+    yield from first(cpu)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def sleeps(cpu):
+    yield from first(cpu)
+    time.sleep(600)
+
+gpu_checks.CHECKS = {"sleeps": sleeps, "breaks": breaks, "dies": dies, "works": first}
+"""

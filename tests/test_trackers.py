@@ -58,6 +58,9 @@ import json, os, pathlib
 class Run:
     def __init__(self, path):
         self.path = path
+        online = os.environ.get("WANDB_MODE") != "offline" and path.exists()
+        steps = [json.loads(text)["step"] for text in path.read_text().splitlines()] if online else []
+        self.starting_step = max(steps, default=-1) + 1
     def log(self, values, step):
         with self.path.open("a") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\\n")
@@ -69,24 +72,37 @@ def init(*, dir, id, resume, name, project, config):
     path.mkdir(exist_ok=True)
     with (path / "begun.jsonl").open("a") as stream:
         stream.write(json.dumps([id, resume, name, project, config["optimizer"]["lr"]]) + "\\n")
-    return Run(path / "told.jsonl")
+    starts = len((path / "begun.jsonl").read_text().splitlines())
+    return Run(path / (f"told-{starts}.jsonl" if os.environ.get("WANDB_MODE") == "offline" else "told-1.jsonl"))
 """
 
 
-def test_wandb_is_told_every_point_once_in_one_run(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("mode", "lost"), [("online", 0), ("online", 9), ("offline", 0)])
+def test_wandb_has_every_point_once_in_one_run_whatever_a_kill_took_from_it(store, tmp_path, monkeypatch, mode, lost):
     """A module of that name in its place: the real one needs its server to read back."""
     (tmp_path / "wandb.py").write_text(textwrap.dedent(FAKE))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setenv("WANDB_PROJECT", "lengths")
+    monkeypatch.setenv("WANDB_MODE", mode)
+    place = tmp_path / "run" / "wandb"
+    going_on = loop.checkpoint.load_latest
+
+    def after_a_loss(*given):
+        if (place / "told-1.jsonl").exists():  # of a buffer, together with the process
+            kept = [text for text in (place / "told-1.jsonl").read_text().splitlines() if '"finished"' not in text]
+            (place / "told-1.jsonl").write_text("".join(text + "\n" for text in kept[: len(kept) - lost]))
+        return going_on(*given)
+
+    monkeypatch.setattr(loop.checkpoint, "load_latest", after_a_loss)
     killed_and_resumed(store, tmp_path / "run", ["wandb"], monkeypatch)
     sys.modules.pop("wandb")
-    begun = [json.loads(text) for text in (tmp_path / "run" / "wandb" / "begun.jsonl").read_text().splitlines()]
+    begun = [json.loads(text) for text in (place / "begun.jsonl").read_text().splitlines()]
     assert len(begun) == 2
     assert begun[0] == begun[1]
     assert begun[0][1:] == ["allow", "run", "lengths", 0.01]
-    told = [json.loads(text) for text in (tmp_path / "run" / "wandb" / "told.jsonl").read_text().splitlines()]
-    told = [line for line in told if line["step"] >= 0]
+    last = place / ("told-2.jsonl" if mode == "offline" else "told-1.jsonl")
+    told = [line for line in map(json.loads, last.read_text().splitlines()) if line["step"] >= 0]
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in told] == [line["step"] for line in lines]
     assert [line.get("loss") for line in told] == [line.get("loss") for line in lines]

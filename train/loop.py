@@ -145,6 +145,7 @@ def _steps(this: Run, report: Report, signals: Signals) -> tuple[bool, float | N
             report.write(lines)
             report.show(lines[-1], this.schedule, validation)
         if saves:
+            report.sync()
             this.save()
         if stop and this.at.step < this.schedule.total_steps:
             return False, validation

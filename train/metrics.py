@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,11 +21,10 @@ class MetricsFile:
     def __init__(self, run: Path, *, keep_until_step: int) -> None:
         path = run / METRICS_NAME
         there = read_metrics(run) if path.exists() else []
-        self.last_step_before = max((line["step"] for line in there), default=-1)
-        """Of what was there, cut back or not; -1 for nothing."""
-        kept = [line for line in there if line["step"] <= keep_until_step]
+        self.kept = [line for line in there if line["step"] <= keep_until_step]
+        """Lines of what was there, up to the checkpoint."""
         temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         temporary.replace(path)
         self._stream: IO[str] = path.open("a")
 
@@ -32,6 +32,10 @@ class MetricsFile:
         """Append one line."""
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
+
+    def sync(self) -> None:
+        """Return when all lines are on the disk: before a checkpoint that goes on from them."""
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file."""

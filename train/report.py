@@ -26,7 +26,7 @@ class Report:
         if not silent:
             self._metrics = MetricsFile(config.run.dir, keep_until_step=step or -1)
             self._held.callback(self._metrics.close)
-            self._trackers = trackers_of(config, step, self._metrics.last_step_before)
+            self._trackers = trackers_of(config, self._metrics.kept)
             for tracker in self._trackers:
                 self._held.callback(tracker.close)
             self._progress = self._held.enter_context(ProgressLine("training", 1, remaining=False))
@@ -44,6 +44,11 @@ class Report:
                 self._metrics.write(line)
                 for tracker in self._trackers:
                     tracker.write(line)
+
+    def sync(self) -> None:
+        """Return when the lines are on the disk."""
+        if self._metrics:
+            self._metrics.sync()
 
     def show(self, line: dict[str, Any], schedule: Schedule, validation: float | None) -> None:
         """How far the run is, after the step of `line`."""

@@ -1,7 +1,8 @@
 """Metrics to TensorBoard or Weights & Biases as well (`run.trackers`); metrics.jsonl stays the truth.
 
-A resumed run repeats the steps after its checkpoint. TensorBoard is told to drop what it has of them; W&B, which
-cannot, is not told again what it was told: no point is there twice.
+A resumed run repeats the steps after its checkpoint. TensorBoard is told to drop what it has of them. W&B cannot, and
+a kill takes what it has not written yet: so it hears the lines of metrics.jsonl from where it says that it stands.
+That is the beginning where it is offline, for there each start has a folder of its own.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in RUN/tensorboard."""
 
-    def __init__(self, config: Config, step: int, _told: int) -> None:
+    def __init__(self, config: Config, lines: Sequence[dict[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = step + 1 if step else 0
+        purge = lines[-1]["step"] + 1 if lines else 0
         self._writer = SummaryWriter(str(config.run.dir / TENSORBOARD_FOLDER), purge_step=purge)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -52,14 +53,13 @@ class TensorBoard:
 class WeightsAndBiases:
     """A W&B run; WANDB_MODE, WANDB_PROJECT and its other variables hold, the project is "slw" without."""
 
-    def __init__(self, config: Config, _step: int, told: int) -> None:
+    def __init__(self, config: Config, lines: Sequence[dict[str, Any]]) -> None:
         import wandb
 
         folder = config.run.dir
         path = folder / WANDB_ID_NAME
         if not path.exists():
             path.write_text(secrets.token_hex(4))
-        self._told = told
         self._run = wandb.init(
             dir=str(folder),
             id=path.read_text(),
@@ -68,10 +68,12 @@ class WeightsAndBiases:
             project=os.environ.get("WANDB_PROJECT", "slw"),
             config=config.model_dump(mode="json"),
         )
+        for line in lines:
+            self.write(line)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Every number, at its step."""
-        if line["step"] > self._told:
+        """Every number, at its step, that is not there yet."""
+        if line["step"] >= self._run.starting_step:
             self._run.log(_numbers(line), step=line["step"])
 
     def close(self) -> None:
@@ -96,9 +98,9 @@ def check_installed(config: Config) -> None:
             )
 
 
-def trackers_of(config: Config, step: int, told: int) -> Sequence[Tracker]:
-    """Those of `run.trackers`; `step`: where the run goes on; `told`: the last step told before, -1 for none."""
-    return [TRACKERS[name](config, step, told) for name in config.run.trackers]
+def trackers_of(config: Config, lines: Sequence[dict[str, Any]]) -> Sequence[Tracker]:
+    """Those of `run.trackers`; `lines` of metrics up to where the run goes on."""
+    return [TRACKERS[name](config, lines) for name in config.run.trackers]
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

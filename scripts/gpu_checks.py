@@ -1,0 +1,366 @@
+"""What scripts/gpu_check.sh checks: each check yields {case, ok, ...} by case, and one that fails leaves the others.
+
+Sizes are small but for the benches: what is wrong on a GPU is wrong at any size, and minutes are few.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+HERE = Path(__file__).resolve().parent
+RELATIVE_ERROR = {"float32": 1e-4, "bfloat16": 3e-2}
+"""Of the norm of all gradients, against float32 on the CPU."""
+
+
+def note_of(error: BaseException) -> str:
+    """One short line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def attempted(case: str, make: Callable[[], Result]) -> Result:
+    """The result of a case, also where it fails."""
+    try:
+        return {"case": case, **make()}
+    except Exception as error:
+        traceback.print_exc()
+        return {"case": case, "ok": False, "note": note_of(error)}
+
+
+# the machine
+
+
+def machine(cpu: bool) -> Iterator[Result]:
+    """What it is, before anything else: without a GPU nothing else is worth the time."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pyarrow")}
+    known = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(), **versions}
+    if cpu or not torch.cuda.is_available():
+        yield {"case": "cpu", "ok": True if cpu else False, "cores": os.cpu_count(), **known}  # noqa: SIM210
+        return
+    device = torch.cuda.get_device_properties(0)
+    capability, memory = f"{device.major}.{device.minor}", f"{device.total_memory / 2**30:.0f} GiB"
+    yield {
+        "case": device.name,
+        "ok": True,
+        "memory": memory,
+        "capability": capability,
+        "cores": os.cpu_count(),
+        **known,
+    }
+
+
+# parity
+
+
+def parity(cpu: bool) -> Iterator[Result]:
+    """Loss and gradients against rows with a mask, float32, on the CPU: the worst over lengths and windows.
+
+    In half precision rows with a mask, plain SDPA, tell what that precision costs: the flat form may not cost more.
+    """
+    import torch
+
+    from train.data import Flat
+
+    torch.set_float32_matmul_precision("highest")
+    half = torch.float32 if cpu else torch.bfloat16
+    usual = 0.0
+    for mask in ("document", "causal"):
+        for form, dtype, flat in (
+            ("rows", torch.float32, None),
+            *((("rows", half, None),) if not cpu else ()),
+            ("flat", half, Flat(40.0)),
+        ):
+            name = str(dtype).removeprefix("torch.")
+            allowed = max(RELATIVE_ERROR[name], 1.5 * usual if form == "flat" else 0.0)
+            compare = functools.partial(worst_error, cpu, mask, dtype, flat, allowed)
+            result = attempted(f"{form} {name} {mask}", compare)
+            usual = result.get("error", 0.0) if form == "rows" else 0.0
+            yield result
+
+
+def worst_error(cpu: bool, mask: str, dtype: Any, flat: Any, allowed: float) -> Result:
+    """Of the lengths and windows, the case that differs most."""
+    import torch
+
+    from train.attention import has_varlen
+    from train.data import micro_batches
+
+    device = torch.device("cpu" if cpu else "cuda")
+    if flat is not None and not cpu:
+        assert has_varlen(device, dtype, 64), "no variable-length kernels"
+    found = []
+    for seqlen in (8, 40) if cpu else (8, 24, 128, 1024):
+        for window in (None, seqlen // 2 + 1):
+            model, batch, expected = reference(cpu, seqlen, mask, window)
+            model.to(device)
+            (part,) = micro_batches(batch, 10**9, device, mask, flat)
+            ours = gradients(model, part, dtype if dtype == torch.bfloat16 else None)
+            error = max(float((a.cpu() - b).norm() / b.norm()) for a, b in zip(ours, expected, strict=True))
+            found.append((error, f"L={seqlen}" + (f" window {window}" if window else "")))
+    error, where = max(found)
+    return {"ok": error < allowed, "error": float(f"{error:.1e}"), "at": where, "cases": len(found)}
+
+
+@functools.cache
+def reference(cpu: bool, seqlen: int, mask: str, window: int | None) -> tuple[Any, Any, list[Any]]:
+    """A model, a batch of random spans, and loss and gradients with a mask in float32 on the CPU."""
+    import torch
+
+    from train.attention import Sight, span_mask
+    from train.config import ModelConfig
+    from train.data import document_mask, micro_batches
+    from train.model import GPT2
+
+    shape = {"layers": 2, "width": 128, "heads": 2} if cpu else {"layers": 4, "width": 256, "heads": 4}
+    batch = spans_batch(seqlen, rows=4 if cpu else 8, window=window)
+    torch.manual_seed(1)
+    model = GPT2(ModelConfig(**shape, mask=mask), 500, seqlen)
+    (part,) = micro_batches(batch, 10**9, torch.device("cpu"), mask)
+    blocks = torch.arange(seqlen) // (window or seqlen)  # of plain causal rows, cut at windows
+    seen = document_mask(batch) if mask == "document" else span_mask(blocks.expand(batch.labels.shape))
+    return model, batch, gradients(model, part._replace(sight=Sight(seen)), None)
+
+
+def spans_batch(seqlen: int, rows: int, window: int | None) -> Any:
+    """Rows of random spans."""
+    import numpy as np
+
+    from curriculum.batch import windowed
+    from train.warmup import Shape, sample_batches
+
+    random = np.random.default_rng(seqlen)
+    (batch,) = sample_batches(Shape(rows * seqlen, seqlen), False)
+    begins = random.random((rows, seqlen)) < 3 / seqlen
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=begins.size)
+    batch = type(batch)(
+        **{
+            **batch.__dict__,
+            "input_ids": random.integers(0, 500, begins.shape),
+            "labels": random.integers(0, 500, begins.shape),
+            "position_ids": (np.arange(begins.size) - np.repeat(starts, lengths)).reshape(begins.shape),
+            "cu_seqlens": np.append(starts, begins.size).astype(np.int32),
+            "max_seqlen": int(lengths.max()),
+        }
+    )
+    return windowed(batch, window, "kept")
+
+
+def gradients(model: Any, part: Any, half: Any) -> list[Any]:
+    """The loss and all gradients, flat."""
+    import torch
+
+    model.zero_grad()
+    with torch.autocast(part.labels.device.type, half, enabled=half is not None):
+        loss = model.loss(*part) / part.labels.numel()
+    loss.backward()
+    return [loss.detach().float(), torch.cat([p.grad.flatten().float() for p in model.parameters()])]
+
+
+# runs
+
+
+RAMP = {"pacing": "linear", "seqlen_start": 8, "seqlen_end": 0, "duration_steps": 20}
+MODES: dict[str, dict[str, Any]] = {
+    "constant": {"pacing": "constant", "seqlen": 0},
+    "slw": RAMP,
+    "truncation": {**RAMP, "dealing": "truncate"},
+    "skyladder": {"pacing": "skyladder", "seqlen": 0, "window_start": 8, "duration_steps": 20},
+    "buckets": {"pacing": "buckets", "seqlen_start": 8, "seqlen_end": 0},
+}
+"""0 stands for the full length."""
+
+
+def settings(folder: Path, mode: str, cpu: bool, **run: Any) -> dict[str, Any]:
+    full, tokens, steps = (32, 256, 30) if cpu else (512, 32_768, 40)
+    pacing = {key: full if value == 0 else value for key, value in MODES[mode].items()}
+    sequences = mode in ("slw", "truncation")
+    served = tokens * steps * 2 // 3 if sequences else tokens * steps
+    return {
+        "store": str(folder / "store"),
+        "model": {"layers": 2, "width": 32, "heads": 2} if cpu else {"layers": 4, "width": 256, "heads": 4},
+        "curriculum": pacing,
+        "batch": {"global_batch_sequences": tokens // full} if sequences else {"global_batch_tokens": tokens},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 5},
+        "run": {
+            "dir": str(folder / mode),
+            "total_tokens": served,
+            "max_epochs": 100,
+            "validate_every_steps": 1000,
+            "validation_tokens": 4096,
+            "device": "cpu" if cpu else "cuda",
+            "compile": not cpu,
+            **run,
+        },
+    }
+
+
+def store_in(folder: Path, cpu: bool) -> None:
+    from synthetic import write_synthetic_store
+
+    write_synthetic_store(folder / "store", 60_000 if cpu else 4_000_000, 512 if cpu else 50_257)
+
+
+def modes(cpu: bool) -> Iterator[Result]:
+    """A short run of each: the loss falls, nothing is compiled after the warm-up."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store_in(folder, cpu)
+        for mode in MODES:
+            yield attempted(mode, functools.partial(short_run, folder, mode, cpu))
+
+
+def short_run(folder: Path, mode: str, cpu: bool) -> Result:
+    from train import loop
+    from train.config import parse_config
+    from train.metrics import read_metrics
+
+    made: list[Any] = []
+    run = loop.Run
+
+    def kept(*arguments: Any) -> Any:
+        made.append(run(*arguments))
+        return made[-1]
+
+    loop.Run = kept  # type: ignore[assignment, misc]
+    started = time.perf_counter()
+    try:
+        outcome = loop.run(parse_config(settings(folder, mode, cpu), where=mode), warn=complain)
+    finally:
+        loop.Run = run  # type: ignore[misc]
+    losses = [line["loss"] for line in read_metrics(folder / mode) if "loss" in line]
+    compiler = made[-1].compiler
+    recompiles = compiler.recompiles if compiler else 0
+    return {
+        "ok": outcome.finished and losses[-1] < losses[0] and recompiles == 0,
+        "loss": f"{losses[0]:.2f} to {losses[-1]:.2f}",
+        "micro_batch_tokens": made[-1].micro_batch_tokens,
+        "graphs": compiler and compiler.graphs,
+        "recompiles": recompiles,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def resume(cpu: bool) -> Iterator[Result]:
+    """Killed and run again with deterministic kernels: the same weights to the bit."""
+    kill = 7 if cpu else 13
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store_in(folder, cpu)
+        digests = []
+        for case, stops in (("whole", [10**9]), ("killed", [kill, 10**9])):
+            config = settings(folder, "slw", cpu, checkpoint_every_steps=5, deterministic=True)
+            config["run"]["dir"] = str(folder / case)
+            for stop in stops:
+                command = [sys.executable, str(HERE / "gpu_check.py"), "--train", json.dumps(config), str(stop)]
+                code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+                if code != (0 if stop == 10**9 else -signal.SIGKILL):
+                    yield {"case": f"{case}, stop at {stop}", "ok": False, "note": f"exit {code}"}
+                    return
+            weights = sorted((folder / case).glob("checkpoints/step-*/model.safetensors"))[-1]
+            digests.append(hashlib.sha256(weights.read_bytes()).hexdigest()[:16])
+        yield {"case": f"killed at {kill}", "ok": digests[0] == digests[1], "digests": " ".join(digests)}
+
+
+def train(config: dict[str, Any], stop: int) -> None:
+    """A run that kills itself before the update at step `stop`."""
+    from train import loop
+    from train.config import parse_config
+
+    update = loop.Run.update
+
+    def updated(self: Any, batch: Any) -> Any:
+        if batch.step == stop:
+            self.saver.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(self, batch)
+
+    loop.Run.update = updated  # type: ignore[method-assign]
+    loop.run(parse_config(config, where="resume"), warn=complain)
+
+
+def complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+# benches
+
+
+TINY = "--layers 2 --width 32 --heads 2 --vocab-size 512 --batch-tokens 128 --steps 2 --rounds 1".split()  # noqa: SIM905
+SMALL = ("--preset", "gpt2-124m", "--batch-tokens", "131072")
+
+
+def bench(cpu: bool) -> Iterator[Result]:
+    """GPT-2 124M, the full length first and beside the plain one, with document masks and without."""
+    if cpu:
+        yield from benched("tiny", *TINY, "--lengths", "32", "16", "--nanogpt", "32")
+        return
+    yield from benched("124M", *SMALL, "--lengths", "1024", "512", "256", "128", "--nanogpt", "1024")
+    yield from benched("124M causal", *SMALL, "--mask", "causal", "--lengths", "1024")
+
+
+def short(cpu: bool) -> Iterator[Result]:
+    """The same at the lengths a warm-up begins with."""
+    shape, lengths = (TINY, ["8"]) if cpu else (SMALL, ["64", "32", "16", "8"])
+    yield from benched("tiny" if cpu else "124M", *shape, "--lengths", *lengths)
+
+
+def large(cpu: bool) -> Iterator[Result]:
+    """GPT-2 1.5B, where there is the memory."""
+    import torch
+
+    if cpu:
+        yield {"case": "1.5B", "ok": None, "note": "not on a CPU"}
+        return
+    memory = torch.cuda.get_device_properties(0).total_memory
+    if memory < 60e9:
+        yield {"case": "1.5B", "ok": None, "note": f"{memory / 1e9:.0f} GB are too few"}
+        return
+    once = ("--steps", "2", "--rounds", "2", "--batch-tokens", "65536")
+    yield from benched("1.5B", "--preset", "gpt2-1.5b", "--lengths", "1024", *once)
+
+
+def benched(case: str, *arguments: str) -> Iterator[Result]:
+    """What bench_train.py says: each length as it is known, then what holds for all."""
+    command = [sys.executable, str(HERE / "bench_train.py"), *arguments]
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last = line.strip() or last
+            found = json.loads(line) if line.startswith("{") else {}
+            if "seqlen" in found:
+                yield {"case": f"{case} L={found.pop('seqlen')}", "ok": None, **found}
+            elif "recompiles" in found:
+                shared = {key: found[key] for key in ("micro_batch_tokens", "start_s", "graphs", "recompiles")}
+                yield {"case": case, "ok": found["recompiles"] == 0, **shared}
+            else:
+                print(line, end="", file=sys.stderr)
+    if process.returncode:
+        yield {"case": case, "ok": False, "note": f"exit {process.returncode}: {last[:200]}"}
+
+
+CHECKS: dict[str, Callable[[bool], Iterator[Result]]] = {
+    "machine": machine,
+    "parity": parity,
+    "bench": bench,
+    "modes": modes,
+    "resume": resume,
+    "short": short,
+    "large": large,
+}
