@@ -14,6 +14,7 @@ from train import run as runs
 from train.compile import Compiler
 from train.run import Run
 from train.snapshot import model_tensors, optimizer_tensors, random_state
+from train.state import save
 from train.warmup import Shape, Untouched, fitting, largest_first, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -201,6 +202,6 @@ def test_an_automatic_micro_batch_is_kept_over_a_resume(store, tmp_path):
     this.saver.save = lambda step, **parts: saved.update(parts)
     this.step(next(this.loader))
     this.fetch()
-    this.save()
+    save(this)
     this.loader.close()
     assert saved["state"]["micro_batch_tokens"] == 4096

@@ -19,6 +19,7 @@ from train.recovery import recover
 from train.report import Report
 from train.run import Run
 from train.signals import Signals
+from train.state import resume, save
 from train.trackers import check_installed
 
 
@@ -72,7 +73,7 @@ def run(
         this = Run(config, warn if ranks.first else _silent, saved, ranks)
         held.callback(this.loader.close)
         if saved:
-            this.resume(saved, change_schedule)
+            resume(this, saved, change_schedule)
             this.warn(f"going on after step {this.at.step:,} of {this.schedule.total_steps:,}")
         this.agree()
         if ranks.first:
@@ -146,7 +147,7 @@ def _steps(this: Run, report: Report, signals: Signals) -> tuple[bool, float | N
             report.show(lines[-1], this.schedule, validation)
         if saves:
             report.sync()
-            this.save()
+            save(this)
         if stop and this.at.step < this.schedule.total_steps:
             return False, validation
         if validates or saves:

@@ -13,6 +13,7 @@ from pipeline.errors import RunError
 from train import checkpoint
 from train.faults import WATCHED
 from train.pending import Fetched
+from train.state import load_weights
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -57,7 +58,7 @@ def recover(run: Run, line: dict[str, Any]) -> RunError | None:
             run, bad, f", and there is no checkpoint {settings.rollback_steps:,} steps before to go back to"
         )
     folder, state = Path(found[0]), found[1]
-    run.load_weights(folder, state)
+    load_weights(run, folder, state)
     run.guard.release()
     faults.roll_back(state["step"], batch)
     run.at.step, run.at.tokens_seen = bad["step"], bad["tokens_seen"]
@@ -80,8 +81,7 @@ def _checkpoint_before(run: Run, step: int) -> tuple[str, dict[str, Any]] | None
 def _report(run: Run, bad: Mapping[str, Any], why: str) -> RunError:
     """What a run ends with that goes no further; `bad`: facts and figures of the step."""
     settings, batch = run.config.run, bad["step"] - 1
-    packed = next(packed for step, packed in run.loader.planned(batch) if step == batch)
-    documents = np.unique(packed.document)
+    documents = np.unique(run.dealt(batch).document)
     shown = ", ".join(f"{number:,}" for number in documents[:SHOWN_DOCUMENTS].tolist())
     more = ", ..." if len(documents) > SHOWN_DOCUMENTS else ""
     return RunError(

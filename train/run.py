@@ -1,12 +1,10 @@
-"""What lives as long as a run: data, model, optimizer, where it is; one update, one validation, one checkpoint."""
+"""What lives as long as a run: data, model, optimizer, where it is; one update, one fetch, one validation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
-from train import checkpoint
 from train.checkpoint import Saved
 from train.clipping import Clipping
 from train.compile import Compiler
@@ -32,27 +29,14 @@ from train.parallel import Parallel, leveled, local, recompute_blocks
 from train.pending import Done, Pending
 from train.recovery import bad_step
 from train.saver import saver_of
-from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
 from train.stability import AdamVariance, LossRatio, first_row, largest_attention_logit
 from train.start import shape_to_begin_with
+from train.state import Progressed
 from train.trained import load_hf_weights
 from train.utilisation import flops_per_token, peak_tflops, utilisation, weights_multiplied
 from train.validation import validation_loss
 from train.warmup import CPU_TOKENS, warm_up
 from train.watch import Watch, sentence, told
-
-
-@dataclass
-class Progressed:
-    """Where a run is; kept in checkpoints."""
-
-    step: int = 0
-    """Updates done."""
-    tokens_seen: int = 0
-    elapsed_s: float = 0.0
-    """Training alone, without validation and checkpoints; as of the last fetch."""
-    clipped: int = 0
-    """Steps whose gradients were scaled down; as of the last fetch."""
 
 
 class Run:
@@ -62,8 +46,6 @@ class Run:
     """Figures of the step that is not finite, and after which no update was applied any more."""
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
     """Asked between micro-batches, by all ranks equally often."""
-    pieces: dict[int, Packed]
-    """Of the steps that wait for a fetch, for the watch to tell."""
 
     def __init__(
         self,
@@ -121,7 +103,6 @@ class Run:
         self.variance = AdamVariance(self.model, self.optimizer)
         self.ratio = LossRatio(config.run.spike_ratios)
         self.watch = Watch()
-        self.pieces = {}
         self.nothing = torch.full((), math.nan, device=self.device)
         self.pending = Pending(self.ranks)
         self.faults = Faults()
@@ -154,7 +135,6 @@ class Run:
         if figures is None:
             return False
         at.step += 1
-        self.pieces[at.step] = batch.pieces
         at.tokens_seen += batch.targets
         facts = {
             "step": at.step,
@@ -250,17 +230,22 @@ class Run:
             )
             if alarms := self.alarms(lines[-1]):
                 lines[-1]["watch"] = alarms
-        self.pieces.clear()
         return lines
 
     def alarms(self, line: dict[str, Any]) -> list[dict[str, Any]]:
         """What the watch says of a step, told to `warn` too."""
         step, found = line["step"], self.watch.update(line["seqlen"], line)
-        where = (str(self.config.run.dir), step, line["variance_argmax"], self.pieces[step])
+        if not found:
+            return []
+        where = (str(self.config.run.dir), step, line["variance_argmax"], self.dealt(step - 1))
         alarms = [told(alarm, *where, self.store) for alarm in found]
         for alarm in alarms:
             self.warn(sentence(alarm))
         return alarms
+
+    def dealt(self, batch: int) -> Packed:
+        """The pieces of a global batch, counted from 0, on all ranks; planned anew, which reads no token."""
+        return next(packed for step, packed in self.loader.planned(batch) if step == batch)
 
     def attention_logit(self, batch: Batch) -> Tensor:
         """The largest attention logit of the batch's first row before the update, where it is asked for; else NaN."""
@@ -313,45 +298,3 @@ class Run:
         self.loader.change_schedule(self.loader.order.asked[-1][1].raised_to(raised))
         self.schedule = self.loader.schedule
         return raised
-
-    def save(self) -> None:
-        """Write a checkpoint of this moment, in the background: see `Saver`."""
-        state = {
-            "progressed": asdict(self.at),
-            "loss_ratio": self.ratio.state_dict(),
-            "clipping": self.clipping.state_dict(),
-            "watch": self.watch.state_dict(),
-            "calm": asdict(self.calm),
-            "faults": asdict(self.faults),
-            "positions": self.model.max_seqlen,
-            "micro_batch_tokens": self.micro_batch_tokens,
-            "loader": {**self.loader.state_dict(), "step": self.at.step},  # not that of a step that was given up
-            "random": random_state(),
-        }
-        weights = self.parallel.whole(model_tensors(self.model))
-        moments = self.parallel.whole(optimizer_tensors(self.model, self.optimizer))
-        if self.ranks.first:
-            self.saver.save(self.at.step, model=weights, optimizer=moments, state=state)
-
-    def resume(self, saved: Saved, change_schedule: bool) -> None:
-        """Go on from a checkpoint; rank 0 alone reads it."""
-        folder, state = saved
-        self.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
-        self.schedule = self.loader.schedule
-        self.load_weights(folder, state)
-        load_random_state(state["random"])
-        self.micro_batch_tokens = state["micro_batch_tokens"]
-        self.at = Progressed(**state["progressed"])
-        self.ratio = LossRatio.from_state(state["loss_ratio"], self.config.run.spike_ratios)
-        self.watch = Watch.from_state(state["watch"])
-        self.calm = Calm(**state["calm"])
-        self.faults = Faults(**state["faults"])
-
-    def load_weights(self, folder: Path, state: dict[str, Any]) -> None:
-        """Weights and what the optimizer knows of them."""
-        first = self.ranks.first
-        weights = checkpoint.read_model(folder) if first else {}
-        self.model.load_state_dict(self.parallel.dealt(weights, self.device))
-        moments = checkpoint.read_optimizer(folder) if first else {}
-        load_optimizer(self.parallel.dealt(moments, self.device), self.model, self.optimizer)
-        self.clipping.load_state_dict(state["clipping"], self.device)

@@ -119,7 +119,7 @@ def _limit(recent: list[float], floor: float) -> tuple[float, float]:
 def told(alarm: Alarm, run: str, step: int, tensor: str, pieces: Packed, store: Store) -> dict[str, Any]:
     """An alarm as plain JSON values: with the tensor of the largest variance, and the documents of the step.
 
-    `step` counts updates, as metrics.jsonl does; `pieces` are those of its batch, on this rank.
+    `step` counts updates, as metrics.jsonl does; `pieces` are those of its batch, on all ranks.
     """
     longest = np.argsort(-pieces.length, kind="stable")[:SHOWN]
     documents = []

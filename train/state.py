@@ -1,0 +1,76 @@
+"""What of a run is kept in its checkpoints, and how it goes on from one: docs/checkpoints.md has every key."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curriculum.adaptive import Calm
+from train import checkpoint
+from train.checkpoint import Saved
+from train.faults import Faults
+from train.snapshot import load_optimizer, load_random_state, model_tensors, optimizer_tensors, random_state
+from train.stability import LossRatio
+from train.watch import Watch
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+
+@dataclass
+class Progressed:
+    """Where a run is."""
+
+    step: int = 0
+    """Updates done."""
+    tokens_seen: int = 0
+    elapsed_s: float = 0.0
+    """Training alone, without validation and checkpoints; as of the last fetch."""
+    clipped: int = 0
+    """Steps whose gradients were scaled down; as of the last fetch."""
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of this moment, in the background: see `Saver`. All ranks call it, right after a fetch."""
+    state = {
+        "progressed": asdict(run.at),
+        "loss_ratio": run.ratio.state_dict(),
+        "clipping": run.clipping.state_dict(),
+        "watch": run.watch.state_dict(),
+        "calm": asdict(run.calm),
+        "faults": asdict(run.faults),
+        "positions": run.model.max_seqlen,
+        "micro_batch_tokens": run.micro_batch_tokens,
+        "loader": {**run.loader.state_dict(), "step": run.at.step},  # not that of a step that was given up
+        "random": random_state(),
+    }
+    weights = run.parallel.whole(model_tensors(run.model))
+    moments = run.parallel.whole(optimizer_tensors(run.model, run.optimizer))
+    if run.ranks.first:
+        run.saver.save(run.at.step, model=weights, optimizer=moments, state=state)
+
+
+def resume(run: Run, saved: Saved, change_schedule: bool) -> None:
+    """Go on from a checkpoint; rank 0 alone reads it."""
+    folder, state = saved
+    run.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
+    run.schedule = run.loader.schedule
+    load_weights(run, folder, state)
+    load_random_state(state["random"])
+    run.micro_batch_tokens = state["micro_batch_tokens"]
+    run.at = Progressed(**state["progressed"])
+    run.ratio = LossRatio.from_state(state["loss_ratio"], run.config.run.spike_ratios)
+    run.watch = Watch.from_state(state["watch"])
+    run.calm = Calm(**state["calm"])
+    run.faults = Faults(**state["faults"])
+
+
+def load_weights(run: Run, folder: Path, state: dict[str, Any]) -> None:
+    """Weights, and what the optimizer and the clipping know of them."""
+    first = run.ranks.first
+    weights = checkpoint.read_model(folder) if first else {}
+    run.model.load_state_dict(run.parallel.dealt(weights, run.device))
+    moments = checkpoint.read_optimizer(folder) if first else {}
+    load_optimizer(run.parallel.dealt(moments, run.device), run.model, run.optimizer)
+    run.clipping.load_state_dict(state["clipping"], run.device)
