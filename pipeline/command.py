@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; SlwError becomes "error: ..." on standard error."""
+        for library in ("gcsfs", "fsspec"):  # they print tracebacks of what an error of ours says then
+            logging.getLogger(library).addHandler(logging.NullHandler())
         try:
             return super().invoke(ctx)
         except SlwError as error:

@@ -129,6 +129,8 @@ def _expand(name: str, reading: Reading) -> list[InputFile]:
             allowed=f"a file, a pattern, or a folder with {', '.join((*known, *reading.suffixes))} (also .gz, .zst)",
             remedy="check the path; --suffix .py adds a kind of text file, --format FORMAT takes all files"
             if folder
+            else "check the URL, and whether it can be reached and read from here"
+            if is_remote(name)
             else "check the path",
         )
     return [InputFile(path, size, _format_of(path, reading)) for path, size in sizes.items()]
