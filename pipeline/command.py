@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; SlwError becomes "error: ..." on standard error."""
+        import logging
+
         for library in ("gcsfs", "fsspec"):  # they print tracebacks of what an error of ours says then
             logging.getLogger(library).addHandler(logging.NullHandler())
         try:

@@ -31,7 +31,7 @@ from pipeline.format import SPLIT_FOLDERS, ShardInfo
 from pipeline.parts import encode_documents, utf8_bytes
 from pipeline.writer import write_atomically, write_shard
 
-IN_FLIGHT = 96 << 20
+IN_FLIGHT = 64 << 20
 """Characters read and not yet in the buffer of their shard: what is read while the encoder is loaded, and what is
 encoded while a shard is flushed to a disk."""
 DOCUMENT_WEIGHT = 128
