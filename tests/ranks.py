@@ -64,7 +64,9 @@ def _run(code, arguments, folder, environment, threads, outputs):
 
 
 def _write_to(stdout, stderr):
-    """From here on."""
+    """From here on, and nothing else: both may be one file."""
+    stdout.write_text("")
+    stderr.write_text("")
     for number, path in ((1, stdout), (2, stderr)):
         with path.open("a") as stream:
             os.dup2(stream.fileno(), number)
