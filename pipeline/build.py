@@ -6,57 +6,24 @@ Shards are numbered by their unit and depend on it alone: the bytes are the same
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import documents, split_units
-from pipeline.documents import Reading, Unit
-from pipeline.draft import BUILD_FOLDER, Draft, Plan, same_parameters
-from pipeline.encoding import Choice, Vocabulary, choose_encoder, in_thread, load_vocabulary
-from pipeline.engine import Crew, run_units
+from pipeline.draft import BUILD_FOLDER, Draft
+from pipeline.encoding import Choice
 from pipeline.errors import ConfigError, StoreError
-from pipeline.files import STDIN, looking_ahead
-from pipeline.fingerprint import fingerprints
-from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
-from pipeline.inputs import InputFile, find_files
-from pipeline.place import reaching, remove_tree
+from pipeline.files import STDIN
+from pipeline.format import MANIFEST_NAME, Manifest
+from pipeline.job import BuildOptions, Job
+from pipeline.place import is_there, remove_tree
 from pipeline.repair import repair
-from pipeline.unit import BAD_KEPT, UnitOptions, UnitResult
+from pipeline.unit import BAD_KEPT, UnitResult
 from pipeline.verify import verify
-
-SAMPLE_DOCUMENTS = 120
-SAMPLE_CHARACTERS = 600
-SAMPLE_BYTES = 1 << 17
 
 Report = Callable[[UnitResult, int], None]
 """Called after each unit with its result and the number of all units."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What a build is asked for."""
-
-    inputs: tuple[str, ...]
-    sources: tuple[tuple[str, str], ...] = ()
-    """Name and path of each input of a store of named sources; then there are no `inputs`."""
-    tokenizer: Path
-    out: Path
-    reading: Reading = field(default_factory=Reading)
-    eod: str | None = None
-    bos: str | None = None
-    validation_fraction: float = 0.0
-    unit_bytes: int = 64 << 20
-    engine: str | None = None
-    """A key of `pipeline.engine.ENGINES`; None: this process for one worker, else local processes."""
-    workers: int = 1
-    ray_address: str | None = None
-    skip_bad: bool = False
-    encoder: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +66,23 @@ def build(options: BuildOptions, report: Report = lambda result, units: None, *,
     Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
     """
     started = time.monotonic()
-    with reaching(options.out):
-        job = _Job(options)
-        if force:
-            job.vocabulary  # noqa: B018  (where there is none, nothing is deleted)
-            remove(options.out)
-        if (options.out / MANIFEST_NAME).exists():
-            return _mend(job, report, started)
-        with job.draft.lock():
-            if not (options.out / MANIFEST_NAME).exists():
-                done = job.begin()
-                fresh = []
-                for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
-                    fresh.append(result)
-                    done[result.unit] = result
-                    report(result, len(job.units))
-                manifest = job.draft.commit(job.plan, done)
-                return _result(manifest, fresh, started, choice=job.choice)
-        return _mend(job, report, started)  # another build was quicker
+    job = Job(options)
+    if force:
+        job.vocabulary  # noqa: B018  (where there is none, nothing is deleted)
+        remove(options.out)
+    if is_there(options.out / MANIFEST_NAME):
+        return _mend(job, report, started)
+    with job.draft.lock():
+        if not is_there(options.out / MANIFEST_NAME):
+            done = job.begin()
+            fresh = []
+            for result in job.run([(i, unit) for i, unit in enumerate(job.units) if i not in done]):
+                fresh.append(result)
+                done[result.unit] = result
+                report(result, len(job.units))
+            manifest = job.draft.commit(job.plan, done)
+            return _result(manifest, fresh, started, choice=job.choice)
+    return _mend(job, report, started)  # another build was quicker
 
 
 def build_task(
@@ -134,19 +100,18 @@ def build_task(
         )
     if STDIN in options.inputs:
         raise ConfigError("a task cannot read standard input", allowed="files: every task splits the same ones")
-    with reaching(options.out):
-        job = _Job(options)
-        units, fresh = 0, []
-        if (options.out / MANIFEST_NAME).exists():
-            job.finished()
-        else:
-            with job.draft.lock(shared=True):
-                done = job.begin()
-                mine = [(i, unit) for i, unit in enumerate(job.units) if i % tasks == task % tasks]
-                units = len(mine)
-                for result in job.run([(i, unit) for i, unit in mine if i not in done]):
-                    fresh.append(result)
-                    report(result, units)
+    job = Job(options)
+    units, fresh = 0, []
+    if is_there(options.out / MANIFEST_NAME):
+        job.finished()
+    else:
+        with job.draft.lock(shared=True):
+            done = job.begin()
+            mine = [(i, unit) for i, unit in enumerate(job.units) if i % tasks == task % tasks]
+            units = len(mine)
+            for result in job.run([(i, unit) for i, unit in mine if i not in done]):
+                fresh.append(result)
+                report(result, units)
     return TaskResult(units=units, built=len(fresh), **_work(fresh, started))
 
 
@@ -155,21 +120,20 @@ def finalize(out: Path) -> Manifest:
 
     Raises StoreError where units are missing, and says which; CorpusError where there is no document to train on.
     """
-    with reaching(out):
-        if (out / MANIFEST_NAME).exists():
+    if is_there(out / MANIFEST_NAME):
+        return Manifest.load(out)
+    draft = Draft(out)
+    if (plan := draft.plan()) is None:
+        raise StoreError(
+            "no build here to finalize",
+            where=out,
+            remedy="first its tasks: slw-prep build ... --task i/n --out STORE",
+        )
+    with draft.lock():
+        if is_there(out / MANIFEST_NAME):  # another was quicker
+            draft.clear()
             return Manifest.load(out)
-        draft = Draft(out)
-        if (plan := draft.plan()) is None:
-            raise StoreError(
-                "no build here to finalize",
-                where=out,
-                remedy="first its tasks: slw-prep build ... --task i/n --out STORE",
-            )
-        with draft.lock():
-            if (out / MANIFEST_NAME).exists():  # another was quicker
-                draft.clear()
-                return Manifest.load(out)
-            return draft.commit(plan, draft.done())
+        return draft.commit(plan, draft.done())
 
 
 def remove(store: Path) -> None:
@@ -185,12 +149,12 @@ def remove(store: Path) -> None:
     remove_tree(store)
 
 
-def _mend(job: _Job, report: Report, started: float) -> BuildResult:
+def _mend(job: Job, report: Report, started: float) -> BuildResult:
     manifest = job.finished()
     out = job.options.out
     damaged = {damage.file for damage in verify(out)}
     fresh = []
-    if damaged or job.draft.folder.exists():  # the folder: a build was killed after its commit, or a repair
+    if damaged or is_there(job.draft.folder):  # the folder: a build was killed after its commit, or a repair
         with job.draft.lock():
             if damaged:
                 job.prepare()
@@ -200,150 +164,6 @@ def _mend(job: _Job, report: Report, started: float) -> BuildResult:
                     report(result, count)
             job.draft.clear()
     return _result(manifest, fresh, started, already_built=True, repaired=len(damaged), choice=job.choice)
-
-
-class _Job:
-    """A build that was asked for: what goes in, and the draft it goes into."""
-
-    def __init__(self, options: BuildOptions) -> None:
-        _check(options)
-        self.options = options
-        self.draft = Draft(options.out)
-        load = partial(load_vocabulary, eod=options.eod, bos=options.bos, encoder=options.encoder)
-        self._vocabulary = in_thread(lambda: load(options.tokenizer))
-        self.files = find_files(options.inputs, options.reading, options.sources)
-        self.units: list[Unit] = []
-        self.choice: Choice | None = None
-        out = options.out
-        known = (out / BUILD_FOLDER).exists() or (out / MANIFEST_NAME).exists()
-        if out.is_file():
-            raise StoreError("the output is a file", where=out, allowed="a folder", remedy="choose another --out")
-        if not known and out.exists() and any(out.iterdir()):
-            raise StoreError(
-                "the output exists and is no store", where=out, remedy="choose another --out, or empty the folder"
-            )
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Loaded while the input is looked at; waits for it. Raises TokenizerError."""
-        return self._vocabulary.result()
-
-    @cached_property
-    def parameters(self) -> dict[str, Any]:
-        """All that decides the bytes of the store."""
-        return _parameters(self.options, self.vocabulary, self.files)
-
-    def finished(self) -> Manifest:
-        """The manifest of the finished store, if it is this job's."""
-        if STDIN in self.options.inputs:
-            raise StoreError(
-                "the output exists, and standard input cannot be compared with what it was built from",
-                where=self.options.out,
-                remedy="choose another --out, or build it anew: --force",
-            )
-        manifest = Manifest.load(self.options.out)
-        same_parameters(manifest.parameters, self.parameters, self.options.out)
-        return manifest
-
-    def prepare(self) -> None:
-        """Split the input and begin to choose the encoder; wait for it only where it may be refused."""
-        self.units = split_units(self.files, self.options.unit_bytes, self.options.reading)
-        sample, wanted = _sample(self.units, self.options), self.options.encoder
-        self.choice = Choice(lambda: choose_encoder(self.vocabulary, sample, wanted))
-        if wanted == "fastokens":
-            self.choice.name  # noqa: B018
-
-    def begin(self) -> dict[int, UnitResult]:
-        """Prepare, make the plan or join it; returns the units that are done."""
-        self.prepare()
-        self.plan = Plan(manifest=_manifest(self.vocabulary, self.parameters), units=len(self.units))
-        self.draft.begin(self.plan, self.vocabulary.data)
-        return {} if STDIN in self.options.inputs else self.draft.done()
-
-    def run(self, tasks: list[tuple[int, Unit]]) -> Iterator[UnitResult]:
-        """Build units into the store."""
-        return self.run_with(tasks, self.unit_options())
-
-    def run_with(self, tasks: list[tuple[int, Unit]], unit_options: UnitOptions) -> Iterator[UnitResult]:
-        """Build units by the engine that was asked for."""
-        options = self.options
-        engine = options.engine or ("processes" if options.workers > 1 and len(tasks) > 1 else "inline")
-        crew = Crew(workers=options.workers, ray_address=options.ray_address)
-        return run_units(engine, tasks, unit_options, crew)
-
-    def unit_options(self) -> UnitOptions:
-        """What its units have in common; the encoder may still be chosen."""
-        assert self.choice is not None, "not prepared"
-        options = self.options
-        return UnitOptions(
-            out=options.out,
-            sidecars=options.out / BUILD_FOLDER,
-            reading=options.reading,
-            vocabulary=self.vocabulary,
-            encoder=self.choice,
-            validation_fraction=options.validation_fraction,
-            unit_bytes=options.unit_bytes,
-            skip_bad=options.skip_bad,
-        )
-
-
-def _check(options: BuildOptions) -> None:
-    if not 0 <= options.validation_fraction < 1:
-        raise ConfigError(
-            "odd validation fraction", found=options.validation_fraction, allowed="0 up to, not with, 1"
-        )
-    if options.unit_bytes < 1 or options.workers < 1:
-        found = f"--unit-bytes {options.unit_bytes} --workers {options.workers}"
-        raise ConfigError("unit size and workers must be positive", found=found, allowed="1 or more")
-    if STDIN in options.inputs and options.engine not in (None, "inline"):
-        raise ConfigError("standard input is read in this process", found=f"--engine {options.engine}")
-    if options.reading.max_record_bytes < 1:
-        found = f"--max-record-bytes {options.reading.max_record_bytes}"
-        raise ConfigError("no record is that short", found=found, allowed="1 or more, such as 256M")
-    if options.reading.separator == "":
-        raise ConfigError("the separator is empty", allowed="any text, such as '<|endoftext|>'")
-
-
-def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[InputFile]) -> dict[str, Any]:
-    """All that decides the bytes of the store. Not `skip_bad`: a finished unit is the same with and without."""
-    return {
-        "files": [[file.path, file.size, look] for file, look in zip(files, fingerprints(files), strict=True)],
-        "sources": [list(pair) for pair in Counter(file.source for file in files).items()],
-        "tokenizer": vocabulary.digest,
-        "eod_id": vocabulary.eod_id,
-        "bos_id": vocabulary.bos_id,
-        "text_field": options.reading.text_field,
-        "id_field": options.reading.id_field,
-        "format": options.reading.format,
-        "max_record_bytes": options.reading.max_record_bytes,
-        "separator": options.reading.separator,
-        "validation_fraction": options.validation_fraction,
-        "unit_bytes": options.unit_bytes,
-    }
-
-
-def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
-    """The beginnings of documents from the first, middle and last unit."""
-    chosen = [units[i] for i in sorted({0, len(units) // 2, len(units) - 1})]
-    each = SAMPLE_DOCUMENTS // len(chosen)
-    found = (documents(unit, options.reading, lambda error: None, SAMPLE_BYTES) for unit in chosen)
-    texts = (islice((text for batch in part for text in batch.texts), each) for part in found)
-    with looking_ahead():
-        return [text[:SAMPLE_CHARACTERS] for part in texts for text in part]
-
-
-def _manifest(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:
-    """The manifest of a store to come."""
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_digest=vocabulary.digest,
-        vocab_size=vocabulary.size,
-        token_dtype=str(vocabulary.dtype),
-        eod_id=vocabulary.eod_id,
-        bos_id=vocabulary.bos_id,
-        shards=[],
-        parameters=parameters,
-    )
 
 
 def _result(

@@ -85,13 +85,14 @@ def build(
     zcat *.gz | slw-prep build - --format jsonl --tokenizer tokenizer.json --out shards/all
     """
     from pipeline import build as builder
+    from pipeline.job import BuildOptions
     from pipeline.progress import ProgressLine
 
     if force and task:
         raise click.UsageError("--force would delete what other tasks built: remove the store first, then start them")
     if inputs == ("-",):
         click.echo("note: standard input cannot be read again: if it stops, begin from the start", err=True)
-    settings = builder.BuildOptions(inputs=inputs, out=out, **options)
+    settings = BuildOptions(inputs=inputs, out=out, **options)
     with ProgressLine("building", 1) as progress:
         if task:
             done = builder.build_task(settings, *task, report=_reporter(progress))

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from pipeline.errors import CorpusError, StoreError
 from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest
-from pipeline.place import is_local, read_all, remove_tree, sizes
+from pipeline.place import is_local, is_there, read_all, remove_tree, sizes
 from pipeline.unit import UnitResult, parse_result, write_json
 from pipeline.writer import write_atomically, write_bytes
 
@@ -79,7 +79,7 @@ class Draft:
     def plan(self) -> Plan | None:
         """What is being built, if a plan was made. Raises StoreError where it cannot be read."""
         path = self.folder / "plan.json"
-        if not path.is_file():
+        if not is_there(path):
             return None
         try:
             data = json.loads(path.read_bytes())

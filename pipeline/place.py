@@ -113,6 +113,12 @@ def remove_tree(folder: Path) -> None:
             remote.fs.rm(remote.path, recursive=True)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises StoreError where object storage cannot be asked."""
+    with reaching(path):
+        return path.exists()
+
+
 @contextlib.contextmanager
 def reaching(path: Path) -> Iterator[None]:
     """Turn what object storage may raise, which is no OSError, into a StoreError. FileNotFoundError passes."""

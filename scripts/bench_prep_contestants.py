@@ -115,7 +115,8 @@ def ours(folder: Path, path: Path, name: str) -> dict[str, Any]:
     """The whole build: loading the tokenizer twice, the proof, the shards flushed to the disk, the manifest."""
     import pyarrow.parquet  # noqa: F401  (imports are not timed)
 
-    from pipeline.build import BuildOptions, build
+    from pipeline.build import build
+    from pipeline.job import BuildOptions
     from pipeline.reader import Store
 
     out = folder / f"store-{time.time_ns()}"

@@ -2,9 +2,9 @@
 
 import orjson
 
-from pipeline.build import BuildOptions
 from pipeline.documents import Reading
 from pipeline.format import digest_bytes
+from pipeline.job import BuildOptions
 from pipeline.vocabulary import train_tokenizer
 
 WORDS = [f"naïve {word} and 😀 " for word in ("fox", "ship", "café", "house", "<|endoftext|>")]

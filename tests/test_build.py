@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.build import BuildOptions, build, remove
+from pipeline.build import build, remove
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
@@ -26,6 +26,7 @@ from pipeline.encoding import choose_encoder, load_vocabulary
 from pipeline.errors import CorpusError, SlwError, StoreError, TokenizerError
 from pipeline.format import Manifest
 from pipeline.inputs import find_files
+from pipeline.job import BuildOptions
 from pipeline.reader import Store
 from pipeline.unit import in_validation
 from pipeline.verify import verify
@@ -149,7 +150,7 @@ def test_killed_at_any_unit_and_run_again_gives_the_same_bytes(tokenizer, tmp_pa
     code = f"""
 import os, signal
 from pathlib import Path
-from pipeline import build as b, draft as d, unit as u
+from pipeline import build as b, draft as d, job, unit as u
 write, left = d.write_atomically, [int(os.environ["WRITES"])]
 def counted(path, action):
     left[0] -= 1
@@ -158,7 +159,7 @@ def counted(path, action):
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, action)
 d.write_atomically = u.write_atomically = counted
-b.build(b.BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
+b.build(job.BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
     out=Path({str(tmp_path / "killed")!r}), unit_bytes=6000))
 """
     killed = 0
@@ -181,7 +182,8 @@ def test_a_full_disk_leaves_nothing_half_written(tokenizer, tmp_path):
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-from pipeline.build import BuildOptions, build
+from pipeline.build import build
+from pipeline.job import BuildOptions
 from pipeline.errors import StoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -12,6 +12,7 @@ from pipeline import engine
 from pipeline.documents import Unit
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import Manifest
+from pipeline.job import Job
 
 TEXTS = [f"tale {i}: " + "of ships, naïve cafés and 😀 " * (i % 11) for i in range(90)]
 
@@ -114,7 +115,7 @@ def test_tasks_that_do_not_belong_together_are_refused(corpus, tmp_path):
 
 
 def test_who_is_at_work_keeps_others_out(corpus, whole, tmp_path):
-    job = b._Job(asked(corpus, tmp_path / "s"))
+    job = Job(asked(corpus, tmp_path / "s"))
     with job.draft.lock(shared=True):
         b.build_task(asked(corpus, tmp_path / "s"), 0, 2)
         for other in (lambda: b.build(asked(corpus, tmp_path / "s")), lambda: b.finalize(tmp_path / "s")):

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from corpora import bytes_of, options, tokenizer_of, write_jsonl
 
 from pipeline import build as b
+from pipeline import job
 from pipeline.cli import main
 from pipeline.documents import Reading
 from pipeline.errors import SlwError, StoreError
@@ -144,7 +145,7 @@ def test_a_repair_from_a_changed_input_is_refused_and_touches_nothing(corpus, tm
     source.write_bytes(source.read_bytes().replace(b"ships", b"boats"))
     with pytest.raises(StoreError, match=r"1 rewritten since, in the same size[\s\S]*c\.jsonl[\s\S]*--force"):
         b.build(asked((source, corpus[1]), tmp_path / "s"))
-    monkeypatch.setattr(b, "fingerprints", lambda files: [look for _, _, look in parameters["files"]])
+    monkeypatch.setattr(job, "fingerprints", lambda files: [look for _, _, look in parameters["files"]])
     with pytest.raises(StoreError, match=r"input has changed[\s\S]*shards/00001\.arrow[\s\S]*--force"):
         b.build(asked((source, corpus[1]), tmp_path / "s"))
     assert {name: digest for name, digest in bytes_of(tmp_path / "s").items() if ".slw-build" not in name} == before
