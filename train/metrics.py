@@ -21,10 +21,9 @@ class MetricsFile:
     def __init__(self, run: Path, *, keep_until_step: int) -> None:
         path = run / METRICS_NAME
         there = read_metrics(run) if path.exists() else []
-        self.kept = [line for line in there if line["step"] <= keep_until_step]
-        """Lines of what was there, up to the checkpoint."""
+        kept = [line for line in there if line["step"] <= keep_until_step]
         temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
         self._stream: IO[str] = path.open("a")
 

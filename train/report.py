@@ -26,7 +26,7 @@ class Report:
         if not silent:
             self._metrics = MetricsFile(config.run.dir, keep_until_step=step or -1)
             self._held.callback(self._metrics.close)
-            self._trackers = trackers_of(config, self._metrics.kept)
+            self._trackers = trackers_of(config)
             for tracker in self._trackers:
                 self._held.callback(tracker.close)
             self._progress = self._held.enter_context(ProgressLine("training", 1, remaining=False))

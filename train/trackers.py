@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import ConfigError
 from train.config import Config
+from train.metrics import read_metrics
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_ID_NAME = "wandb_id"
@@ -98,8 +99,9 @@ def check_installed(config: Config) -> None:
             )
 
 
-def trackers_of(config: Config, lines: Sequence[dict[str, Any]]) -> Sequence[Tracker]:
-    """Those of `run.trackers`; `lines` of metrics up to where the run goes on."""
+def trackers_of(config: Config) -> Sequence[Tracker]:
+    """Those of `run.trackers`, told the metrics that the run goes on from: those of its folder."""
+    lines = read_metrics(config.run.dir) if config.run.trackers else []
     return [TRACKERS[name](config, lines) for name in config.run.trackers]
 
 
