@@ -14,6 +14,7 @@ def lines_of(drawn, steps, every=5, growing=True):
         line = {"step": step, "tokens_seen": tokens, "elapsed_s": step * 0.5, "seqlen": seqlen, "loss": loss}
         line |= {
             "loss_ratio": loss / least.get(seqlen, loss),
+            "loss_ratio_overall": loss / min(least.values(), default=loss),
             "variance_l1": drawn.uniform(1, 9),
             "clipped": step % 2,
         }

@@ -29,6 +29,8 @@ def test_figures_are_those_of_a_plain_recomputation(tmp_path_factory, seed, step
             over += bool(before) and line["loss"] > bound * min(before) * (1 + 1e-12)
         assert found.spikes[f"{bound:g}"] == over
     assert found.loss_ratio_max == max(line["loss_ratio"] for line in done)
+    overall = [line["loss"] / min(other["loss"] for other in done[: max(i, 1)]) for i, line in enumerate(done)]
+    assert math.isclose(found.loss_ratio_overall_max, max(overall), rel_tol=1e-12)
     assert found.variance_max == max(line["variance_max"] for line in done)
     assert found.clipped == sum(line["clipped"] for line in done) / steps
     validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
@@ -75,7 +77,7 @@ def test_a_run_of_one_step_and_one_without_validation(tmp_path):
 
 def test_losses_that_are_not_finite_are_spikes_and_no_numbers(tmp_path):
     lines = lines_of(random.Random(1), 10)
-    lines[4] |= {"loss": math.nan, "loss_ratio": math.nan, "variance_max": math.inf}
+    lines[4] |= {"loss": math.nan, "loss_ratio": math.nan, "loss_ratio_overall": math.nan, "variance_max": math.inf}
     lines[-1]["validation_loss"] = math.nan
     found = figures(read_curves(write_run(tmp_path / "run", lines)))
     sound = figures(Curves(None, [line for i, line in enumerate(lines) if i not in (0, 4)], [], {}))

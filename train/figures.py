@@ -56,7 +56,7 @@ class Figures:
     loss_ratio_max: float | None
     """Largest, each length compared with itself; None where none is finite."""
     loss_ratio_overall_max: float | None
-    """Largest against the least loss at any length; None where the metrics tell none."""
+    """The same against the least loss at any length."""
     spikes: dict[str, int]
     """{"1.2": steps with a larger loss ratio, ...}."""
     variance_l1_max: float | None
@@ -111,7 +111,7 @@ def figures(curves: Curves) -> Figures:
         validation_loss=losses[-1] if losses and losses[-1] == curves.validations[-1]["validation_loss"] else None,
         validation_loss_best=min(losses, default=None),
         loss_ratio_max=_largest(ratios),
-        loss_ratio_overall_max=_largest(line["loss_ratio_overall"] for line in steps if "loss_ratio_overall" in line),
+        loss_ratio_overall_max=_largest(line["loss_ratio_overall"] for line in steps),
         spikes={f"{bound:g}": sum(not ratio <= bound for ratio in ratios) for bound in SPIKE_RATIOS},
         variance_l1_max=_largest(line["variance_l1"] for line in steps),
         variance_max=_largest(line["variance_max"] for line in steps),
