@@ -377,7 +377,7 @@ class Schedule:
         run = {key: data[key] for key in RUN_KEYS}
         if "settings" in data:
             return cls.from_settings(**data["settings"], **run)
-        made = {key: data[key] for key in MADE_KEYS if key in data}
+        made = {key: data[key] for key in MADE_KEYS}
         return cls(tuple(Phase(*phase) for phase in data["phases"]), **made, **run)
 
     def to_toml(self) -> str:
