@@ -1,10 +1,8 @@
 """A finished store, memory-mapped piece by piece: opening reads the manifest, a shard is touched at its first use.
 
 At its first use a shard is mapped and its list offsets are checked; before a token of it is served its digest is
-compared with the manifest too. That result is remembered by size and modification time in STORE/.verified, so that
-the next process need not read the whole store: only what of it is not in memory, in order, before its documents are
-read in a random one. Price: 100 bytes a shard, nothing a document, until `lengths` is asked
-for (8 bytes a document).
+compared with the manifest too, which is remembered (`Verified`). Price: 100 bytes a shard, nothing a document, until
+`lengths` is asked for (8 bytes a document).
 
 A remote store (`s3://...`) is read through a `Cache` of whole shards; only the lengths are read without it, from the
 head of each shard. Its maps are held within the size of the cache.
@@ -12,9 +10,6 @@ head of each shard. Its maps are held within the size of the cache.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,13 +25,11 @@ from pipeline.cache import Cache, read_head
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import is_local, place
-from pipeline.readthrough import in_memory, read_through
+from pipeline.verified import Verified
 
-VERIFIED_NAME = ".verified"
 HEAD_BYTES = 16 << 10
 """More than the Arrow messages before a shard's list offsets take."""
 REQUESTS_AT_ONCE = 16
-SHARDS_AT_ONCE = 4
 REMEDY = "see what is damaged: slw-prep verify {}; the same `slw-prep build` again repairs just that"
 
 
@@ -60,7 +53,7 @@ class Store:
         self.shards: list[ShardInfo] = manifest.of_split(split)
         self.tokens = manifest.tokens(split)
         """Number of stored tokens of this split: the targets of one epoch."""
-        self._verify = verify
+        self._verified = Verified(path, compare=verify)
         self._cache = cache
         self._dtype = np.dtype(manifest.token_dtype)
         self._starts = np.cumsum([0] + [shard.documents for shard in self.shards], dtype=np.int64)
@@ -226,7 +219,8 @@ class Store:
             for index in fresh:
                 self._map(index)
             if self._cache is None:
-                self._read(fresh)  # what the cache fetched was compared, and is in memory
+                pairs = [(self.shards[index], self._local(self.shards[index])) for index in fresh]
+                self._verified.read(pairs, REMEDY.format(self.path))  # what the cache fetched is, and in memory
             self._ready[fresh] = True
             if self._cache is None:
                 return _Held((self._offsets_at, self._tokens_at))
@@ -299,53 +293,3 @@ class Store:
         ):
             raise StoreError("a shard is damaged: its list offsets are not sound", where=where, remedy=remedy)
         return offsets, token_buffer.address
-
-    def _read(self, indices: list[int]) -> None:
-        """Have mapped shards in memory, their digests equal to the manifest's; several are read at a time.
-
-        One whose digest was compared before is read where it is not in memory, so that its documents, which come in
-        random order, need not be.
-        """
-        verified, stamps = self._verified, dict[str, list[Any]]()
-
-        def read(index: int) -> str:
-            shard, path = self.shards[index], self._local(self.shards[index])
-            stamp = [shard.digest, shard.bytes, path.stat().st_mtime_ns]
-            known = not self._verify or verified.get(shard.file) == stamp
-            found = shard.digest if known and in_memory(path) else read_through(path)
-            if not known and found == shard.digest:
-                stamps[shard.file] = stamp
-            return found if self._verify else shard.digest
-
-        with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-            for index, found in zip(indices, pool.map(read, indices), strict=True):
-                if found != self.shards[index].digest:
-                    raise StoreError(
-                        "a shard is damaged: its digest is not the one in the manifest",
-                        where=self._local(self.shards[index]),
-                        found=found,
-                        allowed=self.shards[index].digest,
-                        remedy=REMEDY.format(self.path),
-                    )
-        if stamps:
-            verified.update(stamps)
-            self._remember_verified()
-
-    @cached_property
-    def _verified(self) -> dict[str, list[Any]]:
-        """Shards whose digest was right: file -> [digest, bytes, modification time in ns]."""
-        try:
-            return dict(json.loads((self.path / VERIFIED_NAME).read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return {}  # never verified, or the note is unreadable: verify again
-
-    def _remember_verified(self) -> None:
-        path = self.path / VERIFIED_NAME
-        temporary = path.with_name(f"{VERIFIED_NAME}.{os.getpid()}")
-        try:
-            known = json.loads(path.read_bytes()) if path.exists() else {}
-            temporary.write_text(json.dumps(known | self._verified))
-            temporary.replace(path)
-        except (OSError, ValueError, TypeError):
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)  # a read-only or full disk: remembered in this process only

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stores import documents_of, write_store
 
-from pipeline import reader
+from pipeline import verified
 from pipeline.errors import StoreError
 from pipeline.format import digest_bytes
 from pipeline.reader import Store
@@ -39,8 +39,8 @@ def test_a_shard_on_disk_is_read_once_before_its_documents_and_one_in_memory_is_
     manifest = write_store(tmp_path, documents, shards=2)
     Store.open(tmp_path).document(0)
     read, on_disk = [], {manifest.shards[0].file}
-    monkeypatch.setattr(reader, "read_through", lambda path: read.append(path.name) or read_through(path))
-    monkeypatch.setattr(reader, "in_memory", lambda path: str(path.relative_to(tmp_path)) not in on_disk)
+    monkeypatch.setattr(verified, "read_through", lambda path: read.append(path.name) or read_through(path))
+    monkeypatch.setattr(verified, "in_memory", lambda path: str(path.relative_to(tmp_path)) not in on_disk)
     for verify in (True, False):
         store = Store.open(tmp_path, verify=verify)
         for index in (1, 0, 3, 2):

@@ -1,0 +1,80 @@
+"""Which shards of a local store were compared with their digests: by size and modification time, in STORE/.verified.
+
+So the next process need not read the whole store: only what of it is not in memory, in order, before its documents
+are read in a random one. Nothing but time is lost where the note is: on a read-only disk it is kept for this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.format import ShardInfo
+from pipeline.readthrough import in_memory, read_through
+
+VERIFIED_NAME = ".verified"
+SHARDS_AT_ONCE = 4
+
+
+class Verified:
+    """Of the store in the folder `store`; without `compare` every shard passes, read but not compared."""
+
+    def __init__(self, store: Path, *, compare: bool) -> None:
+        self.path = store / VERIFIED_NAME
+        self.compare = compare
+
+    def read(self, shards: Sequence[tuple[ShardInfo, Path]], remedy: str) -> None:
+        """Have shards, each with its file, in memory, digests equal to the manifest's; several are read at once.
+
+        One whose digest was compared before is read where it is not in memory, so that its documents, which come in
+        random order, need not be. Raises StoreError with `remedy` for one that differs.
+        """
+        remembered, stamps = self._known, dict[str, list[Any]]()
+
+        def read(pair: tuple[ShardInfo, Path]) -> str:
+            shard, path = pair
+            stamp = [shard.digest, shard.bytes, path.stat().st_mtime_ns]
+            known = not self.compare or remembered.get(shard.file) == stamp
+            found = shard.digest if known and in_memory(path) else read_through(path)
+            if not known and found == shard.digest:
+                stamps[shard.file] = stamp
+            return found if self.compare else shard.digest
+
+        with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+            for (shard, path), found in zip(shards, pool.map(read, shards), strict=True):
+                if found != shard.digest:
+                    raise StoreError(
+                        "a shard is damaged: its digest is not the one in the manifest",
+                        where=path,
+                        found=found,
+                        allowed=shard.digest,
+                        remedy=remedy,
+                    )
+        if stamps:
+            remembered.update(stamps)
+            self._write()
+
+    @cached_property
+    def _known(self) -> dict[str, list[Any]]:
+        """Shards whose digest was right: file -> [digest, bytes, modification time in ns]."""
+        try:
+            return dict(json.loads(self.path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}  # never verified, or the note is unreadable: verify again
+
+    def _write(self) -> None:
+        temporary = self.path.with_name(f"{VERIFIED_NAME}.{os.getpid()}")
+        try:
+            there = json.loads(self.path.read_bytes()) if self.path.exists() else {}
+            temporary.write_text(json.dumps(there | self._known))
+            temporary.replace(self.path)
+        except (OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # a read-only or full disk: remembered in this process only
