@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.draft import BUILD_FOLDER, Draft
+from pipeline.draft import Draft, holds_else
 from pipeline.encoding import Choice
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN
@@ -144,7 +144,7 @@ def remove(store: Path) -> None:
         raise StoreError(
             "not a store but a file: --force leaves it alone", where=store, remedy="choose another --out"
         )
-    if not (store / MANIFEST_NAME).exists() and not (store / BUILD_FOLDER).exists() and any(store.iterdir()):
+    if holds_else(store):
         raise StoreError("not a store: --force leaves it alone", where=store, remedy="choose another --out")
     remove_tree(store)
 

@@ -213,6 +213,15 @@ def _flock(path: Path, how: int) -> Iterator[IO[str]]:
                 return
 
 
+def holds_else(folder: Path) -> bool:
+    """Whether there is something in `folder` that is no store, finished or in the making.
+
+    Its contents are looked at first: a build that begins meanwhile makes them a store.
+    """
+    there = folder.exists() and any(folder.iterdir())
+    return there and not (folder / BUILD_FOLDER).exists() and not (folder / MANIFEST_NAME).exists()
+
+
 def _ranges(numbers: list[int]) -> str:
     """[1, 2, 3, 7] -> "1-3, 7"; long lists are cut."""
     starts = [n for n in numbers if n - 1 not in set(numbers)] if len(numbers) < 1000 else numbers[:1]

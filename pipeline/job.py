@@ -12,13 +12,13 @@ from typing import Any
 
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading, Unit
-from pipeline.draft import BUILD_FOLDER, Draft, Plan, same_parameters
+from pipeline.draft import BUILD_FOLDER, Draft, Plan, holds_else, same_parameters
 from pipeline.encoding import Choice, Vocabulary, choose_encoder, in_thread, load_vocabulary
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
 from pipeline.fingerprint import fingerprints
-from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, Manifest
+from pipeline.format import FORMAT_VERSION, Manifest
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import reaching
 from pipeline.unit import UnitOptions, UnitResult
@@ -150,8 +150,7 @@ def _check_output(out: Path) -> None:
     """Raise StoreError where `out` is there, and neither a store nor one in the making."""
     if out.is_file():
         raise StoreError("the output is a file", where=out, allowed="a folder", remedy="choose another --out")
-    known = (out / BUILD_FOLDER).exists() or (out / MANIFEST_NAME).exists()
-    if not known and out.exists() and any(out.iterdir()):
+    if holds_else(out):
         raise StoreError(
             "the output exists and is no store", where=out, remedy="choose another --out, or empty the folder"
         )

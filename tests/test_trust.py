@@ -18,6 +18,7 @@ from pipeline import build as b
 from pipeline import job
 from pipeline.cli import main
 from pipeline.documents import Reading
+from pipeline.draft import BUILD_FOLDER
 from pipeline.errors import SlwError, StoreError
 from pipeline.format import Manifest
 from pipeline.reader import Store
@@ -194,6 +195,23 @@ def test_two_builds_at_once_never_break_the_store(corpus, whole, tmp_path):
     assert all("another build of this store is running" in error for error in errors)
     assert len(errors) < 4
     assert bytes_of(tmp_path / "s") == bytes_of(whole)
+
+
+def test_a_build_that_another_one_overtakes_while_it_looks_at_the_output_is_not_refused(
+    corpus, whole, tmp_path, monkeypatch
+):
+    exists, begun = Path.exists, []
+
+    def looked_at(path, **more):
+        answer = exists(path, **more)
+        if path.parent == tmp_path / "s" and not begun:  # after the first look, whatever it was for
+            begun.append(path)
+            (tmp_path / "s" / BUILD_FOLDER).mkdir(parents=True)
+        return answer
+
+    monkeypatch.setattr(Path, "exists", looked_at)
+    b.build(asked(corpus, tmp_path / "s"))
+    assert begun and bytes_of(tmp_path / "s") == bytes_of(whole)
 
 
 def small_disk(path, size):
