@@ -16,6 +16,7 @@ from curriculum.ledger import Ledger
 from curriculum.order import resolve
 from curriculum.phases import Phase
 from curriculum.schedule import Schedule
+from pipeline.command import amount
 from pipeline.reader import Store
 
 MOST_ROWS = 16
@@ -214,8 +215,8 @@ def render(table: Plan) -> str:
     if table.take_turns:
         text.append("lengths take turns: a row is all the steps of one length")
     text.append(
-        f"\n{table.total_steps:,} steps, {table.total_tokens:,} tokens: {table.epochs:.2f} epochs of "
-        f"{table.documents:,} documents, {len(table.lengths)} lengths"
+        f"\n{amount(table.total_steps, 'step')}, {table.total_tokens:,} tokens: {table.epochs:.2f} epochs of "
+        f"{amount(table.documents, 'document')}, {amount(len(table.lengths), 'length')}"
     )
     if table.not_reached:
         text.append(f"note: the run ends at {table.not_reached}: a shorter duration fits, or more tokens")

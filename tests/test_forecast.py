@@ -1,6 +1,8 @@
 """The forecast: what it says of shapes, rates and FLOPs is what a run of the same config does."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,11 +10,12 @@ from click.testing import CliRunner
 from runs import as_toml, config_of, settings_of, tiny_store
 
 from curriculum.loader import CurriculumLoader
+from curriculum.plan import render
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train.cli import main
 from train.data import micro_batches
-from train.forecast import forecast, parameters
+from train.forecast import forecast, parameters, render_forecast
 from train.loop import run
 from train.metrics import read_metrics
 from train.model import GPT2
@@ -38,6 +41,24 @@ def test_landmarks_are_the_rates_of_the_run(store, tmp_path):
     assert lines[max(lines)]["tokens_seen"] == what.plan.ledger.targets
     warmup = what.landmarks[1].step
     assert lines[warmup - 1]["lr"] < lines[warmup]["lr"] >= lines[warmup + 1]["lr"]
+
+
+def test_a_run_of_one_step_has_no_landmark_behind_it(store, tmp_path):
+    config = config_of(store, tmp_path / "run", run__total_tokens=1, run__epochs=None)
+    _, what = forecast(config)
+    assert what.plan.total_steps == 1 and {mark.step for mark in what.landmarks} == {0}
+    text = render(what.plan) + render_forecast(what)
+    assert "\n1 step, " in text and ", 1 length\n" in text and "\n1 shape of" in text
+
+
+def test_a_plan_does_not_wait_for_torchs_compiler(store, tmp_path):
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run")))
+    code = (
+        "import sys; from train.cli import main; main(sys.argv[1:], standalone_mode=False);"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "plan", str(tmp_path / "run.toml")], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_shapes_are_those_that_the_trainer_forms(store, tmp_path):

@@ -14,17 +14,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from curriculum.ledger import rehearse
 from curriculum.plan import Plan, aligned, plan, spans, take_turns
 from curriculum.schedule import Schedule
+from pipeline.command import amount
 from pipeline.reader import Store
 from train.config import Config
 from train.data import row_parts
-from train.model import GPT2
+from train.model import VOCAB_MULTIPLE
 from train.optimizer import learning_rate
-from train.utilisation import weights_multiplied
 from train.warmup import CPU_TOKENS
 
 
@@ -100,7 +98,8 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
         found["end of the LR warmup"] = config.optimizer.warmup_steps - 1
     if len(parts) > 1 and not take_turns(parts):
         found["end of the ramp"] = parts[-1].phase.first_step
-    found["half of the tokens"] = bisect.bisect_left(range(steps), total / 2, key=schedule.tokens_before)
+    half = bisect.bisect_left(range(steps), total / 2, key=schedule.tokens_before)
+    found["half of the tokens"] = min(half, steps - 1)
     found["last step"] = steps - 1
     return [
         Landmark(name, step, tokens, schedule.seqlen(step), learning_rate(config.optimizer, step, tokens, total))
@@ -110,9 +109,14 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
 
 
 def parameters(config: Config, vocab_size: int) -> int:
-    """Parameters of the model that take part in matrix products: all but positions."""
-    with torch.device("meta"):
-        return weights_multiplied(GPT2(config.model, vocab_size, 1))
+    """Parameters of the model that take part in matrix products: all but positions.
+
+    Added up by hand: to make the model, even without values, torch imports its compiler, half of what a plan takes.
+    """
+    width = config.model.width
+    tokens = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE * width
+    block = 12 * width**2 + 13 * width  # attention 4, the rest 8; biases 9, two norms of 2
+    return tokens + config.model.layers * block + 2 * width
 
 
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
@@ -152,7 +156,7 @@ def render_forecast(what: Forecast) -> str:
         "",
         aligned([heads, *rows]),
         "",
-        f"{len(cost.shapes)} shapes of micro-batches to compile",
+        f"{amount(len(cost.shapes), 'shape')} of micro-batches to compile",
         f"{cost.flops:.3g} FLOPs at most with {cost.parameters:,} parameters, {share:.1%} of them attention",
     ]
     if cost.attention_flops_documents is not None:
