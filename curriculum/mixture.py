@@ -94,6 +94,12 @@ class Mixture:
         A source that would run out is refused before the run; nothing is redistributed silently. The schedule's own
         `max_epochs` does not count, and is raised where the mixture needs more of the whole store.
         """
+        if list(tokens) == [""]:
+            raise ConfigError(
+                "[mixture] needs a store of named sources; this one has none",
+                found=", ".join(map(repr, self.names)),
+                remedy="leave [mixture] out, or build the store with --source NAME=PATH",
+            )
         unknown = [name for name in self.names if name not in tokens]
         if unknown or (missing := [name for name in tokens if name not in self.names]):
             raise ConfigError(

@@ -41,9 +41,9 @@ positions as the longest length of its schedule; GPT-2 was published with 1024, 
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, values are not coerced from other types."""
+    """Unknown keys are errors, and numbers that are not finite; values are not coerced from other types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -376,11 +376,16 @@ def _explained(error: dict[str, Any], where: str, count: int) -> ConfigError:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return _unknown(key, where)
-    missing = error["type"] == "missing"
+    more = f"there are {count} such errors; this is the first" if count > 1 else None
+    if error["type"] == "missing":
+        return ConfigError(f"{key} is missing", where=where, remedy=more)
+    if error["type"] == "value_error":  # of a check of ours: it says what was found and what may be
+        what = error["msg"].removeprefix("Value error, ")
+        return ConfigError(f"bad value of {key or 'the config'}: {what}", where=where, remedy=more)
     return ConfigError(
-        f"{key} is missing" if missing else f"bad value of {key or 'the config'}",
+        f"bad value of {key or 'the config'}",
         where=where,
-        found=None if missing or isinstance(error["input"], dict) else error["input"],
-        allowed=None if missing else error["msg"].removeprefix("Value error, ").removeprefix("Input should be "),
-        remedy=f"there are {count} such errors; this is the first" if count > 1 else None,
+        found=None if isinstance(error["input"], dict) else error["input"],
+        allowed=error["msg"].removeprefix("Input should be "),
+        remedy=more,
     )
