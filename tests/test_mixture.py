@@ -177,7 +177,9 @@ def test_what_does_not_fit_the_store_is_refused_before_the_run(store, settings_,
 def test_a_store_without_names_has_no_mixture(tmp_path):
     write_store(tmp_path, documents_of([10] * 200))
     with pytest.raises(ConfigError, match=r"has none[\s\S]*leave \[mixture\] out"):
-        Order.begin(Store.open(tmp_path), schedule_of(1000), seed=1, mixture=Mixture.from_settings({"a": {"weight": 1}}))
+        Order.begin(
+            Store.open(tmp_path), schedule_of(1000), seed=1, mixture=Mixture.from_settings({"a": {"weight": 1}})
+        )
 
 
 def test_a_mixture_has_no_common_epoch(store):
