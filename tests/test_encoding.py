@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from pipeline.corpus import Reading
 from pipeline.encoding import (
@@ -77,7 +77,8 @@ def test_a_lightened_tokenizer_is_the_same(merges, as_strings, indent, ascii_onl
         "merges": [" ".join(merge) for merge in merges] if as_strings else merges,
     }
     data = json.dumps({"version": "1.0", "added_tokens": [], "model": model}, indent=indent, ensure_ascii=ascii_only)
-    light = lightened(data.encode())
+    light, size = lightened(data.encode())
+    assert size == len(names)
     assert len(light) <= len(data)
     assert Tokenizer.from_str(light).to_str() == Tokenizer.from_str(data).to_str()
 
@@ -86,13 +87,34 @@ def test_a_lightened_tokenizer_is_the_same(merges, as_strings, indent, ascii_onl
     "data", ['{"model": {"type": "WordLevel", "vocab": {"a b": 0}}}', "[1]", "nothing", '{"model": {"merges": 3}}']
 )
 def test_what_has_no_merges_is_left_as_it_is(data):
-    assert lightened(data.encode()) == data
+    assert lightened(data.encode())[0] == data
 
 
 def test_merges_that_cannot_be_said_as_strings_stay_pairs():
     model = {"type": "BPE", "vocab": {" ": 0, "a": 1, " a": 2}, "merges": [[" ", "a"]]}
-    light = lightened(json.dumps({"model": model}).encode())
+    light, _ = lightened(json.dumps({"model": model}).encode())
     assert json.loads(light)["model"]["merges"] == [[" ", "a"]]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel({"a": 3, "[EOS]": 9}, unk_token="a"),
+        models.WordPiece({"a": 0, "##b": 1}, unk_token="a"),
+        models.Unigram([("a", 0.0), ("b", -1.0)], unk_id=0),
+        models.BPE({"a": 0, "b": 7, "ab": 4}, [("a", "b")]),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_the_vocabulary_reaches_beyond_the_largest_id(tmp_path, model):
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(["[EOS]"])
+    path = tmp_path / "tokenizer.json"
+    for _ in range(2):  # the second time with an added token that no model has
+        tokenizer.save(str(path))
+        ids = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values()
+        assert load_vocabulary(path).size == max(ids) + 1
+        tokenizer.add_tokens(["another"])
 
 
 @settings(max_examples=150)
