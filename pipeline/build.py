@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.draft import Draft, holds_else
-from pipeline.encoding import Choice
+from pipeline.encoding import unknown_share
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN
 from pipeline.format import MANIFEST_NAME, Manifest
@@ -36,6 +36,8 @@ class BuildResult:
     """Damaged files of a finished store that were built again."""
     encoder: str
     encoder_reason: str
+    unknown_share: float
+    """Of the tokens of a sample, those that stand for text the tokenizer does not know; 0 where nothing was built."""
     text_bytes: int
     """Bytes of text encoded by this call, not by an earlier one that it went on with."""
     tokens: int
@@ -81,7 +83,7 @@ def build(options: BuildOptions, report: Report = lambda result, units: None, *,
                 done[result.unit] = result
                 report(result, len(job.units))
             manifest = job.draft.commit(job.plan, done)
-            return _result(manifest, fresh, started, choice=job.choice)
+            return _result(job, manifest, fresh, started)
     return _mend(job, report, started)  # another build was quicker
 
 
@@ -163,24 +165,26 @@ def _mend(job: Job, report: Report, started: float) -> BuildResult:
                     fresh.append(result)
                     report(result, count)
             job.draft.clear()
-    return _result(manifest, fresh, started, already_built=True, repaired=len(damaged), choice=job.choice)
+    return _result(job, manifest, fresh, started, already_built=True, repaired=len(damaged))
 
 
 def _result(
+    job: Job,
     manifest: Manifest,
     results: list[UnitResult],
     started: float,
     *,
     already_built: bool = False,
     repaired: int = 0,
-    choice: Choice | None,
 ) -> BuildResult:
+    choice = job.choice
     return BuildResult(
         manifest=manifest,
         already_built=already_built,
         repaired=repaired,
         encoder=choice.name if choice else "",
         encoder_reason=choice.reason if choice else "",
+        unknown_share=unknown_share(job.vocabulary, job.sample),
         **_work(results, started),
     )
 

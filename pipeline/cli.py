@@ -6,13 +6,14 @@ import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli_exchange import export, import_command, pack
 from pipeline.cli_input import input_options
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, Place, amount, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, Place, amount, contents, echo_json
 from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ def finalize(store: Path, as_json: bool) -> None:
     if as_json:
         echo_json(facts)
     else:
-        held = f"{amount(manifest.documents(), 'document')}, {amount(manifest.tokens(), 'token')}"
-        click.echo(f"{store}: complete, {held} to train on")
+        click.echo(f"{store}: complete; {contents(manifest)}")
 
 
 @main.command()
@@ -220,7 +220,7 @@ def verify(store: Path, as_json: bool) -> None:
     else:
         for part in damage:
             click.echo(f"damaged: {store / part.file}: {part.what}")
-        click.echo(f"{len(damage)} damaged files; the same `slw-prep build` again repairs just these")
+        click.echo(f"{amount(len(damage), 'damaged file')}; the same `slw-prep build` again repairs just that")
     sys.exit(1 if damage else 0)
 
 
@@ -289,7 +289,7 @@ def _say_task(result: TaskResult, out: Path, task: tuple[int, int], as_json: boo
     else:
         click.echo(
             f"{out}: task {task[0]}/{task[1]} is done, {result.built} of its {result.units} units built now, "
-            f"{result.seconds:.1f} s\nnext, after all tasks: slw-prep finalize {out}"
+            f"{result.seconds:.1f} s\nnext, after all tasks: slw-prep finalize {quote(str(out))}"
         )
 
 
@@ -308,27 +308,26 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
         "skipped": manifest.skipped,
         "bad": result.bad,
         "encoder": result.encoder,
+        "unknown_share": result.unknown_share,
         "seconds": round(result.seconds, 3),
         "tokens_per_s": round(rate),
     }
     for example in result.bad_examples:
         click.echo(f"left out: {example}", err=True)
+    if result.unknown_share:
+        share = f"{result.unknown_share:.1%}"
+        click.echo(f"note: of a sample's tokens {share} stand for text that the tokenizer does not know", err=True)
     if as_json:
         echo_json(facts)
         return
-    held = f"{amount(manifest.documents(), 'document')}, {amount(manifest.tokens(), 'token')}"
     if result.already_built:
         sound = "read to its end and sound"
         mended = f"{amount(result.repaired, 'damaged file')} repaired" if result.repaired else sound
-        click.echo(f"{out}: already built, {mended}, {held}")
+        click.echo(f"{out}: already built, {mended}; {contents(manifest)}")
         return
-    click.echo(
-        f"{out}: {held} to train on, "
-        f"{manifest.documents('validation'):,} and {manifest.tokens('validation'):,} held out, "
-        f"{amount(manifest.skipped, 'record')} left out ({result.bad:,} bad)"
-    )
+    click.echo(f"{out}: {contents(manifest)}; {amount(manifest.skipped, 'record')} left out ({result.bad:,} bad)")
     click.echo(
         f"{result.seconds:.1f} s: {rate / 1e6:.2f} M tokens/s, {result.text_bytes / 1e6 / result.seconds:.1f} MB/s "
         f"with {result.encoder} ({result.encoder_reason})"
     )
-    click.echo(f"next: slw-prep info {out}")
+    click.echo(f"next: slw-prep info {quote(str(out))}")

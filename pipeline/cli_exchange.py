@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
 
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, amount, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, amount, contents, echo_json
 
 
 class Local(click.Path):
@@ -75,15 +76,12 @@ def import_command(
         echo_json(facts)
         return
     documents = manifest.documents() + manifest.documents("validation")
-    click.echo(
-        f"{out}: {amount(manifest.documents(), 'document')}, {amount(manifest.tokens(), 'token')} to train on, "
-        f"{manifest.documents('validation'):,} and {manifest.tokens('validation'):,} held out"
-    )
+    click.echo(f"{out}: {contents(manifest)}")
     click.echo(
         f"end-of-document token {manifest.eod_id}: {amount(documents - result.added, 'document')} ended in it, "
         f"{result.added:,} were given one; {amount(result.empty, 'empty document')} left out"
     )
-    click.echo(f"next: slw-prep info {out}")
+    click.echo(f"next: slw-prep info {quote(str(out))}")
 
 
 @click.command()

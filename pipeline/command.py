@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.errors import SlwError
+
+if TYPE_CHECKING:
+    from pipeline.format import Manifest
 
 
 class Place(click.ParamType):  # type: ignore[type-arg]
@@ -92,6 +95,15 @@ def echo_json(value: Any) -> None:
 def amount(count: int, noun: str) -> str:
     """1, "record" -> "1 record"; 2000 -> "2,000 records"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def contents(manifest: Manifest) -> str:
+    """What a store has to train on, and what it holds out."""
+    train, held_out = (
+        f"{amount(manifest.documents(split), 'document')}, {amount(manifest.tokens(split), 'token')}"
+        for split in ("train", "validation")
+    )
+    return f"{train} to train on; {held_out if manifest.documents('validation') else 'nothing'} held out"
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]

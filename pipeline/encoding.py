@@ -158,6 +158,18 @@ def choose_encoder(vocabulary: Vocabulary, sample: list[str], wanted: str = "aut
     return "tokenizers", reason
 
 
+def unknown_share(vocabulary: Vocabulary, texts: list[str]) -> float:
+    """Of the tokens of `texts`, how many stand for text that the tokenizer has no token for: that text is lost."""
+    model = orjson.loads(vocabulary.data)["model"]
+    name, number = model.get("unk_token"), model.get("unk_id")  # Unigram has the number
+    if (name, number) == (None, None):
+        return 0.0
+    reference = make_encoder("tokenizers", vocabulary.data)
+    unknown = number if name is None else _parse(vocabulary.data).token_to_id(name)
+    ids, _ = reference.encode(texts)
+    return np.count_nonzero(ids == unknown) / max(len(ids), 1) if unknown is not None else 0.0
+
+
 class FastEncoder:
     """fastokens: Rust, flat buffers. A call stays in its thread; callers bring several.
 
@@ -311,6 +323,6 @@ def _special_id(
         else "the tokenizer has no end-of-document token of a known name",
         where=path,
         found=f"added tokens {', '.join(special[:20]) or 'none'}",
-        allowed=", ".join(names),
-        remedy=f"name one of its tokens: {option} TOKEN",
+        allowed=None if asked else ", ".join(names),
+        remedy=f"name one of its tokens, one that no text has: {option} TOKEN",
     )

@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
 SPLIT_FOLDERS = {"train": "shards", "validation": "validation"}
+ANEW = "build the store again: --force"
+"""What is to do about a manifest that is none."""
 LENGTH_BINS = 40
 """Histogram bin b counts documents of 2**b to 2**(b+1)-1 tokens."""
 
@@ -156,23 +158,23 @@ class Manifest:
             data = json.loads(path.read_bytes())
             version = data["format_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError("manifest.json cannot be read", where=path, found=error) from error
+            raise StoreError("manifest.json cannot be read", where=path, found=error, remedy=ANEW) from error
         if version != FORMAT_VERSION:
             raise StoreError(
                 "store of another format version",
                 where=path,
                 found=version,
                 allowed=FORMAT_VERSION,
-                remedy="build it again",
+                remedy=ANEW,
             )
         if digest_json({name: value for name, value in data.items() if name != "digest"}) != data.get("digest"):
             raise StoreError(
                 "manifest.json was changed after it was written: its digest is not that of its contents",
                 where=path,
                 found=data.get("digest"),
-                remedy="take back the change, or build the store again: --force",
+                remedy=f"take back the change, or {ANEW}",
             )
         try:
             return cls.from_json(data)
         except (KeyError, TypeError) as error:
-            raise StoreError("manifest.json cannot be read", where=path, found=repr(error)) from error
+            raise StoreError("manifest.json cannot be read", where=path, found=repr(error), remedy=ANEW) from error

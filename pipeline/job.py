@@ -61,6 +61,7 @@ class Job:
         self._vocabulary = in_thread(partial(load_vocabulary, options.tokenizer, encoder=options.encoder, **tokens))
         self.files = find_files(options.inputs, options.reading, options.sources)
         self.units: list[Unit] = []
+        self.sample: list[str] = []
         self.choice: Choice | None = None
         with reaching(options.out):
             _check_output(options.out)
@@ -90,8 +91,8 @@ class Job:
     def prepare(self) -> None:
         """Split the input and begin to choose the encoder; wait for it only where it may be refused."""
         self.units = split_units(self.files, self.options.unit_bytes, self.options.reading)
-        sample, wanted = _sample(self.units, self.options), self.options.encoder
-        self.choice = Choice(lambda: choose_encoder(self.vocabulary, sample, wanted))
+        self.sample, wanted = _sample(self.units, self.options), self.options.encoder
+        self.choice = Choice(lambda: choose_encoder(self.vocabulary, self.sample, wanted))
         if wanted == "fastokens":
             self.choice.name  # noqa: B018
 

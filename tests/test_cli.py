@@ -1,10 +1,14 @@
 """Both console scripts as a user calls them: examples in help, JSON, exit statuses, no traceback."""
 
 import json
+import shlex
 
 import pytest
 from click.testing import CliRunner
 from runs import as_toml, settings_of, tiny_store
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram, WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from pipeline.cli import main as prep
 from pipeline.command import amount
@@ -87,9 +91,36 @@ def test_one_thing_is_not_called_several(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n{"text": 3}\n')
     build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", "--out", tmp_path / "s", "--skip-bad"]
     assert "1 document, 7 tokens" in (built := call(prep, *build).stdout)
-    assert "1 record left out (1 bad)" in built
+    assert "nothing held out; 1 record left out (1 bad)" in built
     assert "1 shard," in call(prep, "verify", tmp_path / "s").stdout
     assert [amount(n, "cut") for n in (0, 1, 2000)] == ["0 cuts", "1 cut", "2,000 cuts"]
+
+
+def test_the_next_command_can_be_pasted(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n')
+    call(prep, "tokenizer", tmp_path / "c.jsonl", "--vocab-size", 257, "--out", tmp_path / "t.json")
+    build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", "--out", tmp_path / "a store"]
+    for done in (call(prep, *build, "--task", "0/1"), call(prep, *build)):
+        script, *command = shlex.split(done.stdout.splitlines()[-1].partition(": ")[2])
+        assert script == "slw-prep" and call(prep, *command).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"), Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0)], 0)],
+    ids=["by name", "by number"],
+)
+def test_text_that_the_tokenizer_does_not_know_is_told(tmp_path, model):
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "t.json"))
+    build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", "--out", tmp_path / "s", "--force"]
+    for text, share in (("a b x b y", 0.4), ("a b", 0.0)):
+        (tmp_path / "c.jsonl").write_text(json.dumps({"text": text}))
+        done = call(prep, *build, "--json")
+        assert json.loads(done.stdout)["unknown_share"] == share
+        assert ("40.0% stand for text that the tokenizer does not know" in done.stderr) == (share > 0)
 
 
 def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):
