@@ -5,8 +5,9 @@
 
 Prints one JSON line. Ours is what `slw-train run` does: the loader over a store, made up by scripts/synthetic.py, the
 lengths as stages of one schedule, warm-up, metrics. `--nanogpt` is scripts/nanogpt.py with the same shape, the same
-micro-batches and rows of the same tokens; both take turns, and the fastest of `--rounds` turns of `--steps` steps
-counts. `ratio` is ours to it. `start_s` is the warm-up: compiling, and a first pass over every shape.
+micro-batches, halved where they do not fit it, and rows of the same tokens; both take turns, and the fastest of
+`--rounds` turns of `--steps` steps counts. `ratio` is ours to it. `start_s` is the warm-up: compiling, and a first
+pass over every shape.
 """
 
 import argparse
@@ -168,8 +169,7 @@ def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
         rows = tokens // seqlen // micro_steps
         beside = plain if seqlen in args.nanogpt else None
         if beside:
-            for _ in range(SETTLING_STEPS):
-                float(beside.step(rows, seqlen, micro_steps))
+            rows, micro_steps = settled(beside, rows, seqlen, micro_steps)
         others = torch.cuda.memory_allocated() - before if cuda else 0
         rates, plain_rates, memory = [], [], 0
         for _ in range(args.rounds):
@@ -195,7 +195,11 @@ def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
         }
         if beside:
             best = max(plain_rates)
-            line |= {"nanogpt_tokens_per_s": round(best, 1), "ratio": round(max(rates) / best, 3)}
+            line |= {
+                "nanogpt_tokens_per_s": round(best, 1),
+                "nanogpt_micro_batch_tokens": rows * seqlen,
+                "ratio": round(max(rates) / best, 3),
+            }
         print(json.dumps(line), file=sys.stderr, flush=True)
         yield line
 
@@ -216,6 +220,20 @@ def plain_of(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
         compiled=ours.run.compiler is not None,
         tokens=flat,
     )
+
+
+def settled(plain: NanoTrainer, rows: int, seqlen: int, micro_steps: int) -> tuple[int, int]:
+    """The plain one's first steps; its (rows, micro-steps): ours, rows halved until its logits, all at once, fit."""
+    while True:
+        try:
+            for _ in range(SETTLING_STEPS):
+                float(plain.step(rows, seqlen, micro_steps))
+            return rows, micro_steps
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        plain.optimizer.zero_grad(set_to_none=True)
+        rows, micro_steps = rows // 2, micro_steps * 2
 
 
 def plain_turn(plain: NanoTrainer, steps: int, rows: int, seqlen: int, micro_steps: int) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_attention import CPU, batch_of
 
 from train import compile as policy
@@ -10,6 +11,7 @@ from train.compile import Compiler, shape_of
 from train.config import ModelConfig
 from train.data import Flat, micro_batches
 from train.model import GPT2
+from train.parallel import _Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own tracing
 LENGTHS = range(64, 0, -3)
@@ -115,6 +117,25 @@ def test_at_the_limit_there_is_an_error_and_no_silent_eager(monkeypatch):
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         for part in parts[1:]:
             compiled.loss(*part).backward()
+
+
+def test_replicas_share_the_graphs_that_one_has():
+    """Of blocks larger than the buckets in which DDP adds up gradients, the first of 1 MiB."""
+    ids = torch.zeros((2, 8), dtype=torch.int64)
+
+    def graphs(spread):
+        torch._dynamo.reset()
+        model = GPT2(ModelConfig(layers=1, width=256, heads=4), 50, 64)
+        compiler = Compiler(model, "aot_eager")
+        spread(_Loss(model))(ids, ids, ids, Sight()).backward()
+        return compiler.graphs
+
+    alone = graphs(lambda model: model)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert graphs(torch.nn.parallel.DistributedDataParallel) == alone
+    finally:
+        dist.destroy_process_group()
 
 
 def test_state_is_named_as_without_compilation():

@@ -1,6 +1,8 @@
 """Warm-up runs what the run will run, finds what fits, and leaves no trace."""
 
 import functools
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -13,7 +15,7 @@ from train import loop, warmup
 from train import run as runs
 from train.compile import Compiler
 from train.run import Run
-from train.snapshot import model_tensors, optimizer_tensors, random_state
+from train.snapshot import load_random_state, model_tensors, optimizer_tensors, random_state
 from train.state import save
 from train.warmup import Shape, Untouched, fitting, largest_first, shapes_of
 
@@ -161,6 +163,29 @@ def test_out_of_memory_in_the_search_leaves_no_trace(store, tmp_path, monkeypatc
     assert_same_state(before, state(this))
     assert all(parameter.grad is None for parameter in this.model.parameters())
     this.loader.close()
+
+
+def test_the_search_begins_without_what_a_run_before_it_left_in_cycles(store, tmp_path, monkeypatch):
+    this = Run(ramp(store, tmp_path / "none"), quiet)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    left = torch.nn.Linear(1, 1)
+    left.forward = functools.partial(left.forward)
+    gone = weakref.ref(left)
+    gc.disable()
+    try:
+        del left
+        assert gone() is not None
+        warmup.found_by_trying(this)
+        assert gone() is None
+    finally:
+        gc.enable()
+        this.loader.close()
+
+
+def test_a_run_on_a_cpu_leaves_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert set(random_state()) == {"cpu"}
+    load_random_state({**random_state(), "cuda": "none"})
 
 
 def test_a_micro_batch_that_does_not_fit_is_an_error_before_the_first_step(store, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ STATIC_SHAPES = 2
 LIMIT = 64
 """Of graphs of one function; one is reached by a bug only."""
 
-SETTINGS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+SETTINGS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp")
 """Of torch._dynamo.config, for the whole process."""
 Shape = tuple[int, ...]
 """What differs between two micro-batches of one run, see `shape_of`."""
@@ -105,5 +105,6 @@ def _never_fall_back() -> None:
     config.recompile_limit = LIMIT
     config.accumulated_recompile_limit = max(LIMIT, config.accumulated_recompile_limit)
     config.fail_on_recompile_limit_hit = True
+    config.optimize_ddp = False  # it would cut each block's graph at DDP's buckets; blocks are apart already
     # Sizes that happen to be equal when a graph is made are not taken to be always equal.
     torch.fx.experimental._config.use_duck_shape = False

@@ -127,7 +127,9 @@ def device_of(name: str, ranks: Ranks) -> torch.device:
     """The device that this rank has for itself, of the kind `name`. Raises ConfigError where there is none."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(f"{name}:{ranks.local_rank}" if name == "cuda" and ranks.several else name)
+        device = torch.device(
+            f"cuda:{ranks.local_rank}" if name == "cuda" else name
+        )  # with its number: for set_device
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(

@@ -174,9 +174,10 @@ class Run:
 
     def parts(self, batch: Batch, most_tokens: int) -> Iterator[MicroBatch]:
         """`micro_batches` in the layout of this device; copied while it computes."""
-        yield from micro_batches(batch, most_tokens, self.device, self.config.model.mask, self.flat)
-        if self.device.type == "cuda":
-            self.in_flight.hold(batch)
+        for part in micro_batches(batch, most_tokens, self.device, self.config.model.mask, self.flat):
+            if self.device.type == "cuda":  # before it is handed out: nobody may ask what comes after the last
+                self.in_flight.hold(batch)
+            yield part
 
     def warm_up(self) -> None:
         """Find the micro-batch and compile, where that is asked for: see `train.warmup`. Leaves no trace."""

@@ -39,15 +39,15 @@ def load_optimizer(tensors: Tensors, model: nn.Module, optimizer: torch.optim.Op
 def random_state() -> dict[str, str]:
     """States of torch's generators as base64, by device."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # a run on a CPU leaves a GPU alone
         states["cuda"] = torch.cuda.get_rng_state()
     return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
 
 
 def load_random_state(states: dict[str, str]) -> None:
-    """The reverse of `random_state`, for the devices that are here."""
+    """The reverse of `random_state`, for the devices in use."""
     torch.set_rng_state(_decoded(states["cpu"]))
-    if "cuda" in states and torch.cuda.is_available():
+    if "cuda" in states and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.set_rng_state(_decoded(states["cuda"]))
 
 

@@ -175,6 +175,7 @@ def warm_up(run: Run) -> None:
 
 def found_by_trying(run: Run) -> int:
     """The automatic micro-batch: halved until the largest shape of the schedule fits."""
+    gc.collect()  # a run before this one in the process, as when tuning, is garbage in cycles and holds memory
     schedule, world_size = run.schedule, run.ranks.world_size
     most = max(-(-phase.sequences // world_size) * phase.seqlen for phase in schedule.phases)
 
