@@ -219,13 +219,17 @@ class Store:
             for index in fresh:
                 self._map(index)
             if self._cache is None:
-                pairs = [(self.shards[index], self._local(self.shards[index])) for index in fresh]
-                self._verified.read(pairs, REMEDY.format(self.path))  # what the cache fetched is, and in memory
+                mapped = [(self.shards[i], self._local(self.shards[i]), self._tokens_of(i)) for i in fresh]
+                self._verified.read(mapped, REMEDY.format(self.path))  # what the cache fetched is, and in memory
             self._ready[fresh] = True
             if self._cache is None:
                 return _Held((self._offsets_at, self._tokens_at))
             maps = [self._offsets[index] for index in indices]
             return _Held((self._offsets_at.copy(), self._tokens_at.copy()), maps)
+
+    def _tokens_of(self, index: int) -> tuple[int, int]:
+        """Address and bytes of the tokens of a shard that is mapped."""
+        return int(self._tokens_at[index]), self.shards[index].tokens * self._dtype.itemsize
 
     def _make_room(self, indices: list[int]) -> None:
         """Unmap the shards of a remote store that were used longest ago, until those of `indices` fit the cache."""

@@ -2,12 +2,15 @@
 
 Pieces of documents are gathered in random order. Where their pages are on disk, each costs a page fault and a seek;
 the file in order goes at the full speed of the disk. Price: a block of memory, and nothing for a file in memory
-already.
+already. A map of what is in memory costs a fault every 64 KB still: `enter_pages` takes them while others are read.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import sys
 from pathlib import Path
 
 import xxhash
@@ -44,3 +47,18 @@ def read_through(path: Path) -> str:
         while count := source.readinto(block):
             digest.update(block[:count])
     return digest.hexdigest()
+
+
+def enter_pages(address: int, size: int) -> None:
+    """Enter the file's pages behind `size` bytes mapped at `address` into this process' page table.
+
+    Where the system cannot (Linux 5.14 and later alone), each costs its fault at its first use, as ever.
+    """
+    if sys.platform == "linux":
+        begin = address & -mmap.PAGESIZE
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(begin), ctypes.c_size_t(address + size - begin), _MADV_POPULATE_READ
+        )
+
+
+_MADV_POPULATE_READ = 22

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.format import ShardInfo
-from pipeline.readthrough import in_memory, read_through
+from pipeline.readthrough import enter_pages, in_memory, read_through
 
 VERIFIED_NAME = ".verified"
 SHARDS_AT_ONCE = 4
@@ -30,25 +30,27 @@ class Verified:
         self.path = store / VERIFIED_NAME
         self.compare = compare
 
-    def read(self, shards: Sequence[tuple[ShardInfo, Path]], remedy: str) -> None:
-        """Have shards, each with its file, in memory, digests equal to the manifest's; several are read at once.
+    def read(self, shards: Sequence[tuple[ShardInfo, Path, tuple[int, int]]], remedy: str) -> None:
+        """Have shards in memory, digests equal to the manifest's; several are read at once.
 
+        Each is given with its file, and with address and bytes of what is mapped of it, to be used without a fault.
         One whose digest was compared before is read where it is not in memory, so that its documents, which come in
         random order, need not be. Raises StoreError with `remedy` for one that differs.
         """
         remembered, stamps = self._known, dict[str, list[Any]]()
 
-        def read(pair: tuple[ShardInfo, Path]) -> str:
-            shard, path = pair
+        def read(given: tuple[ShardInfo, Path, tuple[int, int]]) -> str:
+            shard, path, mapped = given
             stamp = [shard.digest, shard.bytes, path.stat().st_mtime_ns]
             known = not self.compare or remembered.get(shard.file) == stamp
             found = shard.digest if known and in_memory(path) else read_through(path)
             if not known and found == shard.digest:
                 stamps[shard.file] = stamp
+            enter_pages(*mapped)
             return found if self.compare else shard.digest
 
         with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-            for (shard, path), found in zip(shards, pool.map(read, shards), strict=True):
+            for (shard, path, _), found in zip(shards, pool.map(read, shards), strict=True):
                 if found != shard.digest:
                     raise StoreError(
                         "a shard is damaged: its digest is not the one in the manifest",

@@ -1,4 +1,8 @@
+import ctypes
+import mmap
 import os
+import platform
+import resource
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ from pipeline import verified
 from pipeline.errors import StoreError
 from pipeline.format import digest_bytes
 from pipeline.reader import Store
-from pipeline.readthrough import BLOCK_BYTES, PROBE_BYTES, in_memory, read_through
+from pipeline.readthrough import BLOCK_BYTES, PROBE_BYTES, enter_pages, in_memory, read_through
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 7])
@@ -32,6 +36,33 @@ def test_one_part_that_would_have_to_be_waited_for_is_not_in_memory(tmp_path, mo
     for error, found in [(BlockingIOError(), False), (OSError(95, "not supported"), True)]:
         monkeypatch.setattr(os, "preadv", lambda *arguments, error=error: preadv(*arguments, error))
         assert in_memory(tmp_path / "file") == found
+
+
+LINUX = tuple(int(part) for part in platform.release().split(".")[:2]) if platform.system() == "Linux" else (0, 0)
+
+
+@pytest.mark.skipif(LINUX < (5, 14), reason="the system cannot")
+def test_pages_that_were_entered_are_read_without_a_fault(tmp_path):
+    size = 1024 * mmap.PAGESIZE
+    (tmp_path / "file").write_bytes(bytes(size))
+    with (tmp_path / "file").open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = np.frombuffer(mapped, np.uint8)
+        enter_pages(view.ctypes.data + 1, size - 2)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        assert not view[:: mmap.PAGESIZE].any()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 16  # at most 1024, mostly 64 without
+        del view
+
+
+def test_a_shards_tokens_are_entered_at_its_first_use(tmp_path, monkeypatch):
+    documents = documents_of([30, 40, 50, 60])
+    write_store(tmp_path, documents, shards=2)
+    entered = []
+    monkeypatch.setattr(verified, "enter_pages", lambda *mapped: entered.append(ctypes.string_at(*mapped)))
+    store = Store.open(tmp_path)
+    for index in (0, 1, 3):
+        store.document(index)
+    assert entered == [np.concatenate(documents[:2]).tobytes(), np.concatenate(documents[2:]).tobytes()]
 
 
 def test_a_shard_on_disk_is_read_once_before_its_documents_and_one_in_memory_is_not(tmp_path, monkeypatch):
