@@ -1,15 +1,19 @@
 """Batches of a schedule from a store: the global batch at a step depends on (store, schedule, seed) alone.
 
-Every rank plans the same deals and gathers only its own rows, in a background thread that stays a few batches ahead.
+Every rank plans the same deals and gathers only its own rows, in background threads that stay a few batches ahead.
 State is the step, the seed and the schedules so far; loading it plans a window of tokens anew without reading one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from curriculum.batch import Allocate, Batch, allocate_int64, make_batches, windowed
 from curriculum.dealing import sequences_of
@@ -26,13 +30,15 @@ from pipeline.reader import Store
 STATE_VERSION = 2
 CHUNK_TOKENS = 1 << 17
 """Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
+MOST_THREADS = 2
+"""More wait for Python's lock and for memory."""
 
 
 class CurriculumLoader:
     """Iterate over the batches of `schedule` from `store`, once.
 
     `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
-    it owns a thread. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
+    it owns threads. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
     are made, for example pinned memory (docs/serving.md). `mixture` weighs the store's sources; `window_tokens`
     are dealt together (docs/dealing.md). Raises ConfigError where the schedule asks for more data than there are, or
     a batch has fewer sequences than ranks.
@@ -82,7 +88,7 @@ class CurriculumLoader:
             self.close()
             raise StopIteration
         if self._chunks is None:
-            self._chunks = Prefetch(self._make_chunks(), self.prefetch)
+            self._chunks = Prefetch(self._chunks_to_make(), self.prefetch, min(MOST_THREADS, _cores()))
         batch = next(self._chunk, None)
         if batch is None:
             try:
@@ -180,7 +186,7 @@ class CurriculumLoader:
             self._chunks.close()
         self._chunks, self._chunk = None, iter(())
 
-    def _make_chunks(self) -> Iterator[list[Batch]]:
+    def _chunks_to_make(self) -> Iterator[Callable[[], list[Batch]]]:
         """This rank's batches from `self.step` on, in runs of one shape and about CHUNK_TOKENS, at least one each."""
         schedule, rows, targets, end = self.schedule, list[Packed](), list[int](), 0
         for step, packed in self.planned(self.step):
@@ -192,11 +198,16 @@ class CurriculumLoader:
             rows.append(packed if self.world_size == 1 else sequences_of(packed, first, last))
             targets.append(int(packed.length.sum()))
             if step + 1 == end or targets[-1] < sequences * seqlen:
-                shape = {"seqlen": seqlen, "sequences": last - first}
-                at = step + 1 - len(rows)
-                made = make_batches(self.store, rows, **shape, first_step=at, targets=targets, allocate=self.allocate)
-                yield [windowed(batch, schedule.window(batch.step), schedule.window_positions) for batch in made]
+                arrays = self.allocate((3, len(rows), last - first, seqlen))
+                yield partial(self._make_chunk, step + 1 - len(rows), rows, targets, arrays)
                 rows, targets = [], []
+
+    def _make_chunk(self, step: int, rows: list[Packed], targets: list[int], arrays: np.ndarray) -> list[Batch]:
+        """The batches from `step` on, in `arrays`."""
+        (first, last), schedule = self.own_rows(step), self.schedule
+        shape = {"seqlen": schedule.seqlen(step), "sequences": last - first}
+        made = make_batches(self.store, rows, **shape, first_step=step, targets=targets, allocate=lambda _: arrays)
+        return [windowed(batch, schedule.window(batch.step), schedule.window_positions) for batch in made]
 
     def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:
         """(step, global batch) of every step from `first` on; reads no token, quick wherever `first` is."""
@@ -213,6 +224,11 @@ def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[B
     schedule = Schedule.constant(seqlen=seqlen, global_batch_sequences=sequences, epochs=1)
     with CurriculumLoader(store, schedule, seed=0) as loader:
         yield from loader
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_ranks(schedule: Schedule, world_size: int) -> None:

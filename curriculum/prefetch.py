@@ -1,52 +1,66 @@
-"""An iterator that runs ahead in a thread of its own."""
+"""Items made ahead by threads of their own, handed out in order."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 class Prefetch(Generic[Item]):
-    """The items of `source`, made in a background thread while at most `ahead` of them wait. `close` it.
+    """What each of `jobs` returns, in their order, made in the background while at most `ahead` wait. `close` it.
 
-    What `source` raises is raised by `next`, after the items before it.
+    One of `threads` at a time asks for the next job; jobs run beside one another. At most `ahead` + 1 are asked for
+    before their results are. What `jobs` or a job raises is raised by `next`, after the items before it.
     """
 
-    def __init__(self, source: Iterator[Item], ahead: int) -> None:
-        self._source = source
+    def __init__(self, jobs: Iterator[Callable[[], Item]], ahead: int, threads: int = 1) -> None:
+        self._jobs = jobs
         self._stop = threading.Event()
-        self._ready: queue.Queue[Item | BaseException] = queue.Queue(ahead)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._turn = threading.Lock()
+        self._room = threading.Semaphore(ahead + 1)
+        self._items: queue.SimpleQueue[Future[Item]] = queue.SimpleQueue()
+        self._failed: Future[Item] | None = None
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def __iter__(self) -> Iterator[Item]:
         return self
 
     def __next__(self) -> Item:
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self._ready.put(item)  # and again for whoever asks again
-            raise item
+        future = self._failed or self._items.get()
+        try:
+            item = future.result()
+        except BaseException:
+            self._failed = future  # and again for whoever asks again
+            raise
+        self._room.release()
         return item
 
     def close(self) -> None:
-        """Stop the thread and wait for it; what it had made is dropped."""
+        """Stop the threads and wait for them; what they had made is dropped."""
         self._stop.set()
-        while self._thread.is_alive():
-            while not self._ready.empty():
-                self._ready.get_nowait()
-            self._thread.join(0.01)
+        self._room.release(len(self._threads))
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
-        try:
-            for item in self._source:
-                self._ready.put(item)
-                if self._stop.is_set():
-                    return
-            raise StopIteration
-        except BaseException as end:  # handed to whoever waits for the item
-            self._ready.put(end)
+        while not self._stop.is_set():
+            future = Future[Item]()
+            try:
+                with self._turn:
+                    self._room.acquire()
+                    if self._stop.is_set():
+                        return
+                    self._items.put(future)
+                    job = next(self._jobs)
+                future.set_result(job())
+                del job
+            except BaseException as end:  # handed to whoever waits for the item
+                self._stop.set()
+                future.set_exception(end)
