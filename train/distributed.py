@@ -127,9 +127,8 @@ def device_of(name: str, ranks: Ranks) -> torch.device:
     """The device that this rank has for itself, of the kind `name`. Raises ConfigError where there is none."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(
-            f"cuda:{ranks.local_rank}" if name == "cuda" else name
-        )  # with its number: for set_device
+        # With a number, also alone: `set_device` wants one.
+        device = torch.device(f"cuda:{ranks.local_rank}" if name == "cuda" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
