@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RunError
 from train.cli import main
-from train.compare import compare, losses, stability
+from train.compare import compare, losses, notes, stability
 from train.figures import reached, read_curves
 from train.panels import _bands, picture
 
@@ -57,6 +57,19 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(runs):
     assert [len(arm.curves) for arm in compare([*runs, *runs]).arms] == [2, 3, 1]
     (runs[1] / "config.json").unlink()
     assert [len(arm.curves) for arm in compare(runs).arms] == [1, 1, 3, 1]
+
+
+def test_a_second_run_of_a_seed_is_no_further_sample(runs):
+    again = shutil.copytree(runs[0], runs[0].with_name("again"))
+    found = compare([runs[0], again, runs[1]])
+    assert [[curves.run for curves in arm.curves] for arm in found.arms] == [[runs[0], runs[1]], [again]]
+
+
+def test_losses_on_different_tokens_are_told(tmp_path):
+    lines = lines_of(random.Random(1), 20, growing=False)
+    made = [write_run(tmp_path / str(i), lines, run__seed=i, store=name) for i, name in enumerate("aab")]
+    assert "same tokens" not in str(notes(compare(made[:2])))
+    assert notes(compare(made))[-1].endswith("same tokens, so losses do not compare: store is a, b.")
 
 
 @given(st.integers(0, 10**6), st.floats(4.0, 6.5))

@@ -6,6 +6,7 @@ Arms are compared on full-length validation loss only: a training loss is that o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from train.statistics import Mean, mean_of
 
 SAME_ARM = (FREE_KEYS - {"run.validate_every_steps"}) | {"run.seed"}
 """Settings in which runs of one arm may differ."""
+
+VALIDATED_ON = ("store", "run.validation_tokens")
+"""Settings that say on which tokens."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,18 @@ class Comparison:
 def compare(runs: Sequence[Path], *, target: float | None = None, each: bool = False) -> Comparison:
     """Read the runs, put those that differ in their seed alone together (unless `each`), and measure them.
 
+    A second run of a seed is no further sample: it is of an arm of its own.
     `target`: by default the worst run's last validation loss, which all have reached. Raises RunError for a run
     without a finished step or with damaged metrics.
     """
     read = [read_curves(run) for run in dict.fromkeys(runs)]
     groups: dict[object, list[Curves]] = {}
+    seen: Counter[object] = Counter()
     for curves in read:
-        groups.setdefault(curves.run if each else _arm_key(curves), []).append(curves)
+        key = curves.run if each else _arm_key(curves)
+        sample = key, curves.config.get("run.seed")
+        groups.setdefault((key, seen[sample]), []).append(curves)
+        seen[sample] += 1
     last = [curves.validations[-1]["validation_loss"] for curves in read if curves.validations]
     if target is None:
         target = max((loss for loss in last if math.isfinite(loss)), default=None)
@@ -233,6 +242,12 @@ def notes(comparison: Comparison) -> list[str]:
             f"To {comparison.target:.4f}: where validation first came down to it, linear between validations; "
             f"fewer, less: how many times less than {comparison.arms[0].name} needed.",
         )
+    configs = [curves.config for arm in comparison.arms for curves in arm.curves]
+    for key in VALIDATED_ON:
+        if len(values := {str(config[key]) for config in configs if key in config}) > 1:
+            said.append(
+                f"Not validated on the same tokens, so losses do not compare: {key} is {', '.join(sorted(values))}."
+            )
     return said
 
 
