@@ -12,7 +12,7 @@ import torch
 from runs import config_of, tiny_store
 from safetensors.torch import load_file
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StoreError
 from train import checkpoint, loop
 from train.saver import Saver
 
@@ -150,6 +150,18 @@ def test_training_goes_on_while_a_copy_of_the_moment_is_written(tmp_path, monkey
     assert torch.equal(checkpoint.read_model(first)["w"], torch.zeros(5))
     assert torch.equal(checkpoint.read_model(second)["w"], torch.ones(5))
     assert (checkpoint.read_state(first)["list"], checkpoint.read_state(second)["list"]) == ([1], [1, 2])
+
+
+def test_a_failure_while_the_newest_is_named_is_one_error_not_two(tmp_path, monkeypatch):
+    def full(path, write):
+        raise StoreError("cannot write", where=path, found="No space left on device", remedy="make room")
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    saver = Saver(tmp_path, keep=1)
+    saver.save(1, model=WEIGHTS, optimizer={}, state={})
+    with pytest.raises(RunError) as failed:
+        saver.wait()
+    assert str(failed.value).count("to do:") == 1 and failed.value.details["found"] == "No space left on device"
 
 
 def test_a_failed_write_is_told_to_the_loop_and_keeps_the_one_before(tmp_path, monkeypatch):

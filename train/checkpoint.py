@@ -91,7 +91,7 @@ def write(
         raise RunError(
             "cannot write a checkpoint",
             where=target,
-            found=error,
+            found=error.details["found"] if isinstance(error, StoreError) else error,
             remedy="make room; the same command goes on from the checkpoint before",
         ) from error
     return target
