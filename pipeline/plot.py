@@ -23,14 +23,19 @@ BINS_PER_DOUBLING = 4
 MARKS = (0.1, 0.5, 0.9)
 
 
+def check_picture(out: Path) -> None:
+    """Raise ConfigError where OUT's name is not that of a picture: before the work whose picture it is to be."""
+    if out.suffix.lower() not in SUFFIXES:
+        found = f"the suffix {out.suffix!r}" if out.suffix else "no suffix"
+        raise ConfigError("not a kind of picture", where=out, found=found, allowed=", ".join(SUFFIXES))
+
+
 def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
     """Write the picture OUT (.png, .svg, .pdf) of the lengths of each source.
 
     Raises ConfigError for another suffix, StoreError where it cannot be written.
     """
-    if out.suffix.lower() not in SUFFIXES:
-        found = f"the suffix {out.suffix!r}" if out.suffix else "no suffix"
-        raise ConfigError("not a kind of picture", where=out, found=found, allowed=", ".join(SUFFIXES))
+    check_picture(out)
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -125,10 +125,13 @@ def test_every_kind_of_schedule_is_told_and_drawn(store, tmp_path, changes):
 
 def test_a_picture_that_cannot_be_written_is_an_error(store, tmp_path):
     (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run")))
-    for out in ("plan.what", "nowhere/plan.png"):
+    for out, status, what in (
+        ("plan.what", 2, "not a kind of picture"),
+        ("no/plan.png", 1, "cannot write the picture"),
+    ):
         done = CliRunner().invoke(main, ["plan", str(tmp_path / "run.toml"), "--plot", str(tmp_path / out)])
-        assert done.exit_code == 1
-        assert "cannot write the picture" in done.output
+        assert done.exit_code == status
+        assert what in done.output
 
 
 def test_a_run_longer_than_its_data_is_refused(store, tmp_path):

@@ -78,6 +78,10 @@ def plan(
     settings = load_config(config, overrides, curriculum=curriculum)
     from train.forecast import forecast, render_forecast
 
+    if plot:
+        from pipeline.plot import check_picture
+
+        check_picture(plot)
     schedule, what = forecast(settings, rehearsed=not quick, tflops=tflops)
     if schedule.notches:
         click.echo("adaptive: validation decides when the length rises; this is the run if it never did", err=True)
