@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curriculum.dealer import hashes, key_of
+from curriculum.hashes import hashes, key_of
 from curriculum.pacing import require_positive
 from curriculum.phases import Phase, merged
 from pipeline.errors import ConfigError

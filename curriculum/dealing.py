@@ -11,14 +11,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from curriculum.dealer import Dealer, hashes, key_of
+from curriculum.dealer import Dealer
+from curriculum.hashes import hashes, key_of
 from curriculum.order import Order, Served
+from curriculum.schedule import Schedule
 from curriculum.window import Window, windows
 from pipeline.packing import Packed
 
 DEAL_SEQUENCES = 1 << 18
 DEAL_TOKENS = 1 << 25
 """Most of one deal; it ends earlier where batches change their shape or the window ends."""
+PASSED_STEPS = 1 << 16
+"""Most steps on the way to the first one that are dealt in one call."""
 _NONE = np.empty(0, dtype=np.int64)
 NOTHING = Packed(_NONE, _NONE, _NONE, np.zeros(1, dtype=np.int64))
 
@@ -95,6 +99,14 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
         while step < end:
             seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
             source.ready(limit)
+            if (
+                step < first
+                and not lead
+                and (passed := _passed(schedule, served, step, min(first, end), source.tokens))
+            ):
+                seqlens, rows, step = passed
+                source.dealer.skip(seqlens, rows, **reading)
+                continue
             most = min(DEAL_SEQUENCES, DEAL_TOKENS // seqlen, source.tokens // seqlen)
             steps = min(schedule.end_of_phase(step) - step, 1 + served.steps_of(most, sequences))
             rows = np.cumsum(served.rows(step, steps, sequences))
@@ -107,6 +119,11 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
             # As many batches as may be, without those at the end that hold nothing of this source.
             within = int(rows[max(int(np.searchsorted(rows, most, side="right")) - 1, 0)])
             count = 1 + int(np.searchsorted(rows, within))
+            if step + count <= min(first, end):
+                if within:
+                    source.dealer.skip(np.array([seqlen]), np.array([within]), **reading)
+                step += count
+                continue
             dealt = source.dealer.deal(seqlen, rows[:count], **reading) if within else NOTHING
             if step + count > end:
                 count = end - step
@@ -116,6 +133,26 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
                 for i in range(max(first - step, 0), count):
                     yield sequences_of(dealt, int(rows[i - 1]) if i else 0, int(rows[i]))
             step += count
+
+
+def _passed(
+    schedule: Schedule, served: Served, step: int, end: int, tokens: int
+) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """The deals from `step` on that hold all steps of one shape each, as far as they end by `end` and `tokens` reach.
+
+    Returns (seqlens, rows: int64 [deals]; the step after them), or None; of PASSED_STEPS steps at most.
+    """
+    first, seqlen, sequences = schedule.shapes(step, min(end, step + PASSED_STEPS))
+    if not len(seqlen):
+        return None
+    steps = np.diff(first)
+    rows = np.add.reduceat(served.rows(step, int(steps.sum()), np.repeat(sequences, steps)), first[:-1] - step)
+    left = tokens - np.cumsum(rows * seqlen)
+    most = np.minimum(DEAL_SEQUENCES, np.minimum(DEAL_TOKENS, left + rows * seqlen) // seqlen)
+    whole = (rows <= most) & (steps <= 1 + served.steps_of(most, sequences))
+    count = int(np.argmin(np.append(whole, False)))
+    dealt = rows[:count] > 0
+    return (seqlen[:count][dealt], rows[:count][dealt], int(first[count])) if count else None
 
 
 def _joined(parts: list[Packed], seqlen: int) -> Packed:

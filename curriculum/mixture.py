@@ -67,8 +67,11 @@ class Mixture:
                 raise ConfigError(f"mixture.{name}.max_epochs must be positive", found=cap, allowed="1 or more")
         return cls(tuple(settings), tuple(whole), tuple(caps))
 
-    def rows(self, source: int, step: int, steps: int, sequences: int) -> np.ndarray:
-        """int64 [steps]: rows of source number `source` at `step`, `step` + 1, ... in batches of `sequences`."""
+    def rows(self, source: int, step: int, steps: int, sequences: int | np.ndarray) -> np.ndarray:
+        """int64 [steps]: rows of source number `source` at `step`, `step` + 1, ... in batches of `sequences`.
+
+        `sequences`: one number for all of them, or int64 [steps].
+        """
         total, before = self.total, sum(self.weights[:source])
         phase = (np.arange(step, step + steps, dtype=np.int64) % total) * self._stride % total
         upper = (sequences * (before + self.weights[source]) + phase) // total
@@ -145,6 +148,8 @@ class Share:
 
     def tokens_before(self, step: int) -> int:
         """Tokens of the source in all batches before `step`."""
+        if self.mixture is ALONE:
+            return self.schedule.tokens_before(step)
         index = self.schedule.phase_index(step)
         return self._starts[index] + self._tokens(index, step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -101,12 +102,12 @@ class Served:
         """Most tokens that `schedule` may serve of it."""
         return self.tokens * (self.mixture.max_epochs[self.source] or schedule.max_epochs)
 
-    def rows(self, step: int, steps: int, sequences: int) -> np.ndarray:
+    def rows(self, step: int, steps: int, sequences: int | np.ndarray) -> np.ndarray:
         """Rows of it at `step`, `step` + 1, ...: see `Mixture.rows`."""
         return self.mixture.rows(self.source, step, steps, sequences)
 
-    def steps_of(self, rows: int, sequences: int) -> int:
-        """In how many batches of `sequences` there are `rows` of it, about."""
+    def steps_of(self, rows: Any, sequences: Any) -> Any:
+        """In how many batches of `sequences` there are `rows` of it, about; numbers or arrays of them."""
         return rows * self.mixture.total // (sequences * self.mixture.weights[self.source])
 
     def step_of(self, token: int) -> int:

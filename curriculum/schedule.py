@@ -12,9 +12,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import mul, sub
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
@@ -344,7 +347,27 @@ class Schedule:
 
     def end_of_phase(self, step: int) -> int:
         """The first step after `step` whose batches have another seqlen or sequences, or `total_steps`."""
-        return min(self._shape_ends[self.phase_index(step)] or self.total_steps, self.total_steps)
+        index = self.phase_index(step)
+        following = self.phases[index + 1 : index + 2]
+        if following and following[0].shape == self.phases[index].shape:
+            changes = self._shape_starts  # windows alone change: there may be many such phases
+            at = bisect.bisect_right(changes, step)
+            return min([self.total_steps, *changes[at : at + 1]])
+        return min([self.total_steps, *(phase.first_step for phase in following)])
+
+    def shapes(self, step: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(first steps [n + 1], seqlens [n], sequences [n]), int64, of the shapes from `step` on that end by `end`.
+
+        The first is what is left of the one at `step`; the last of the first steps is where they end.
+        """
+        index = self.phase_index(step)
+        following = bisect.bisect_right(self.phases, end, lo=index + 1, key=lambda phase: phase.first_step)
+        phases = self.phases[index:following]
+        columns = [(phase.first_step, phase.seqlen, phase.sequences) for phase in phases]
+        first, seqlen, sequences = np.array(columns, dtype=np.int64).T
+        first[0] = step
+        new = np.append(True, (np.diff(seqlen) != 0) | (np.diff(sequences) != 0))
+        return first[new], seqlen[new][:-1], sequences[new][:-1]
 
     def changed_at(self, step: int, new: Schedule) -> Schedule:
         """This schedule before `step`, `new` from then on (by its own count of steps, from 0 of the run).
@@ -389,15 +412,11 @@ class Schedule:
     @cached_property
     def _starts(self) -> list[int]:
         """Tokens served before each phase."""
-        starts = [0]
-        for phase, following in pairwise(self.phases):
-            starts.append(starts[-1] + (following.first_step - phase.first_step) * phase.batch_tokens)
-        return starts
+        first = [phase.first_step for phase in self.phases]
+        size = [phase.seqlen * phase.sequences for phase in self.phases]
+        return list(accumulate(map(mul, map(sub, first[1:], first), size), initial=0))
 
     @cached_property
-    def _shape_ends(self) -> list[int | None]:
-        """For each phase the first later step with batches of another shape; None: never."""
-        ends: list[int | None] = [None]
-        for phase, following in pairwise(reversed(self.phases)):
-            ends.append(ends[-1] if phase.shape == following.shape else phase.first_step)
-        return ends[::-1]
+    def _shape_starts(self) -> list[int]:
+        """Steps whose batches have another shape than those of the step before."""
+        return [after.first_step for before, after in pairwise(self.phases) if before.shape != after.shape]

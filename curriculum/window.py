@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from curriculum.dealer import hashes, key_of
+from curriculum.hashes import hashes, key_of
 
 WINDOW_TOKENS = 1 << 25
 """Tokens of a window, about: what planning anew at a resume costs at most (half a second at seqlen 8, less above)."""

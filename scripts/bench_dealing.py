@@ -15,13 +15,15 @@ import json
 import resource
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from curriculum.dealer import key_of
+from curriculum.hashes import key_of
 from curriculum.order import Order
 from curriculum.planner import plan_steps
 from curriculum.schedule import Schedule
@@ -102,32 +104,47 @@ def diversity(corpus: str, lengths: np.ndarray, seqlen: int, sequences: int, ste
     }
 
 
-def resume(tokens: int) -> dict[str, object]:
-    """Worst of 12 steps over schedules: from nothing to the next batch, in an order made for it."""
+def to_and_fro(seqlens: tuple[int, int], tokens: int) -> Schedule:
+    """8 sequences a step, of two lengths in turn, to the end: another shape at every step."""
+    steps = 2 * tokens // (8 * sum(seqlens))
+    return Schedule.from_function(
+        lambda step: seqlens[step % 2], steps=steps, global_batch_sequences=8, total_tokens=tokens
+    )
+
+
+def resume(tokens: int) -> Iterator[dict[str, object]]:
+    """Worst of 12 steps of each schedule: from the schedule alone to the next batch, in an order made for it."""
     lengths = lognormal(int(tokens / 739))
-    worst, size = ("", 0, 0.0), 0
+    held = int(lengths.sum())
+    ramp = {"seqlen_end": 1024, "epochs": 1}
     for name, schedule in {
-        "ramp": Schedule.linear(
-            seqlen_start=8, seqlen_end=1024, duration_steps=6000, global_batch_sequences=256, epochs=1
+        "8 to 1024 in 6,000 steps, 256 sequences": Schedule.linear(
+            seqlen_start=8, duration_steps=6000, global_batch_sequences=256, **ramp
         ),
-        "short": Schedule.constant(seqlen=8, global_batch_sequences=512, epochs=1),
-        "long": Schedule.constant(seqlen=1024, global_batch_sequences=64, epochs=1),
+        "8, 512 sequences": Schedule.constant(seqlen=8, global_batch_sequences=512, epochs=1),
+        "1024, 64 sequences": Schedule.constant(seqlen=1024, global_batch_sequences=64, epochs=1),
+        "1 to 8 sequences of 1024, batch_warmup in 400,000 steps": Schedule.linear(
+            seqlen_start=128, duration_steps=400_000, global_batch_sequences=8, control="batch_warmup", **ramp
+        ),
+        "64 and 72 in turn, 8 sequences": to_and_fro((64, 72), held),
+        "64 and 128 in turn, 8 sequences": to_and_fro((64, 128), held),
     }.items():
-        order = Order.begin(Lengths(lengths), schedule, seed=1)
-        size = max(size, len(json.dumps(order.schedule.to_json())))
+        order, took = Order.begin(Lengths(lengths), schedule, seed=1), []
+        steps = order.schedule.total_steps
         for i in range(1, 13):
-            step = order.schedule.total_steps * i // 12 - 1
             started = time.perf_counter()
-            next(plan_steps(Order.begin(Lengths(lengths), schedule, seed=1), step))
-            worst = max(worst, (name, step, time.perf_counter() - started), key=lambda item: item[2])
-    return {
-        "subject": "resume",
-        "tokens": int(lengths.sum()),
-        "documents": len(lengths),
-        "worst_s": round(worst[2], 3),
-        "worst_at": f"{worst[0]}, step {worst[1]}",
-        "schedule_json_bytes": size,
-    }
+            next(plan_steps(Order.begin(Lengths(lengths), schedule, seed=1), steps * i // 12 - 1))
+            took.append(time.perf_counter() - started)
+        yield {
+            "subject": "resume",
+            "schedule": name,
+            "tokens": held,
+            "documents": len(lengths),
+            "steps": steps,
+            "shapes": len(schedule.phases),
+            "worst_s": round(max(took), 3),
+            "schedule_json_bytes": len(json.dumps(order.schedule.to_json())),
+        }
 
 
 @dataclass(frozen=True)
@@ -196,9 +213,9 @@ def trillion(tokens: int) -> dict[str, object]:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    columns(
-        Order.begin(Lengths(lognormal(99)), Schedule.constant(seqlen=9, global_batch_sequences=2, epochs=1), seed=1)
-    )
+    compiled = Schedule.constant(seqlen=9, global_batch_sequences=2, epochs=1)
+    for first in (0, 99):  # to the end, and on the way to a step
+        deque(plan_steps(Order.begin(Lengths(lognormal(99)), compiled, seed=1), first), maxlen=0)
     if arguments[:1] == ["--trillion"]:
         print(json.dumps(trillion(int(arguments[1]))), flush=True)
         return
@@ -217,7 +234,8 @@ def main() -> None:
         print(json.dumps(diversity(name, lengths, 8, 512, 50)), flush=True)
     print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), 8, 500, 20)), flush=True)
     print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), 64, 250, 20)), flush=True)
-    print(json.dumps(resume(1_000_000_000)), flush=True)
+    for line in resume(1_000_000_000):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

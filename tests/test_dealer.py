@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from orders import columns, times_served
+from orders import columns, same, times_served
 
-from curriculum.dealer import Dealer, _first_read, _hash, _place, hashes
+from curriculum.dealer import Dealer
+from curriculum.hashes import hash_at, hashes
+from curriculum.spans import LOOK_TOKENS, LOOKS, first_read, place_of
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 DEALS = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=40)
@@ -40,6 +42,43 @@ def test_every_token_once_at_any_lengths_with_deals_taken_back(lengths, deals, s
                 served += positions(packed)
             assert dealer.tokens == sum(lengths) - len(served)
     assert sorted(served) == [(d, k) for d, n in enumerate(lengths) for k in range(n)]
+
+
+@given(LENGTHS, DEALS, st.integers(0, 2**62), st.booleans())
+def test_deals_that_are_skipped_leave_what_dealing_them_leaves(lengths, deals, seed, from_beginning):
+    dealt, skipped = Dealer(np.array(lengths), key=seed), Dealer(np.array(lengths), key=seed)
+    reading, done, left = {"from_beginning": from_beginning}, [], sum(lengths)
+    for seqlen, sequences, _ in deals:
+        if seqlen * sequences <= left:
+            dealt.deal(seqlen, one_batch(sequences), **reading)
+            done.append((seqlen, sequences))
+            left -= seqlen * sequences
+    skipped.skip(*np.array(done, dtype=np.int64).reshape(-1, 2).T, **reading)
+    assert dealt.tokens == skipped.tokens == left
+    rest = [dealer.deal(5, np.arange(1, 2 + left // 5), **reading) for dealer in (dealt, skipped)]
+    assert same(*rest)
+
+
+@given(LENGTHS, DEALS, st.integers(0, 2**62), st.integers(0, 30))
+def test_every_token_once_where_no_more_spans_may_be_looked_at(lengths, deals, seed, looks):
+    dealer, batches = Dealer(np.array(lengths), key=seed), []
+    dealer._clock[LOOKS] = looks
+    while dealer.tokens:
+        for seqlen, sequences, _ in deals:
+            batches.append(dealer.deal(seqlen, one_batch(sequences)))
+    assert (times_served(np.array(lengths), *columns(batches)) == 1).all()
+
+
+def test_tiny_deals_look_at_few_spans_beyond_those_they_need():
+    """In the long run a deal costs what its tokens cost, also where lengths go to and fro by a factor of 2."""
+    lengths = np.array([(i * 7919) % 300 + 1 for i in range(3000)])
+    dealer, looks = Dealer(lengths, key=7), []
+    dealer._clock[LOOKS] = 0
+    for i in range(4000):
+        dealer.deal(8 + 8 * (i % 2), one_batch(4))
+        looks.append(int(dealer._clock[LOOKS]))
+    earned = 4000 * 4 * 12 // LOOK_TOKENS
+    assert -len(lengths) < min(looks) and earned - looks[-1] > earned // 2, "none is looked at"
 
 
 @pytest.mark.parametrize("seqlens", [[64], [8, 8, 8, 64], [128, 8]])
@@ -83,15 +122,15 @@ def test_the_documents_of_a_batch_meet_others_the_next_time():
 
 @given(st.integers(0, 2**62), st.integers(1, 10**6))
 def test_the_place_of_a_piece_moves_little_from_one_to_the_next(key, pieces):
-    own = _hash(key, 5)
-    assert 0 <= _place(own, pieces) < 1 << 16
-    assert abs(_place(own, pieces) - _place(own, pieces + 1)) <= (1 << 16) // 8 + 1
+    own = hash_at(key, 5)
+    assert 0 <= place_of(own, pieces) < 1 << 16
+    assert abs(place_of(own, pieces) - place_of(own, pieces + 1)) <= (1 << 16) // 8 + 1
 
 
 @given(st.integers(2, 500), st.integers(1, 90))
 def test_a_document_is_first_read_at_any_piece_without_an_extra_cut(length, seqlen):
     length += seqlen
-    firsts = {_first_read(length, seqlen, key, 3) for key in range(40)}
+    firsts = {first_read(length, seqlen, key, 3) for key in range(40)}
     pieces = -(-length // seqlen)
     assert len(firsts) > 1
     for first in firsts:
@@ -128,4 +167,4 @@ def test_a_long_run_of_small_deals_leaves_nothing_behind():
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 50))
 def test_the_kernel_hash_equals_the_vector_one(key, index):
-    assert _hash(key, index) == int(hashes(key, index + 1)[index]) >> 1
+    assert hash_at(key, index) == int(hashes(key, index + 1)[index]) >> 1
