@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.bits import highest_up_to, lowest_from, window
@@ -152,13 +152,16 @@ def test_pack_serves_every_token_once_and_pads_only_the_last_sequence(lengths, s
     assert packed.padding(seqlen) == packed.sequences * seqlen - sum(lengths) < seqlen
 
 
-@settings(max_examples=6)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([128, 1024]))
-def test_excess_cuts_are_rare_when_a_whole_store_is_packed(seed, seqlen):
-    lengths = np.random.default_rng(seed).lognormal(6, 1.2, 50_000).astype(np.int64) + 1
-    packed = pack(lengths, seqlen)
-    excess = len(packed.document) - len(lengths) - least_cuts(lengths, seqlen)
-    assert 0 <= excess / len(lengths) <= 0.01
+@pytest.mark.parametrize(("seqlen", "most"), [(64, 0.01), (128, 0.01), (256, 0.004), (1024, 0.001)])
+def test_excess_cuts_are_rare_when_a_whole_store_is_packed(seqlen, most):
+    """On the average of five draws: what is above half a row and finds no counterpart is a matter of the draw."""
+    excess = []
+    for seed in range(5):
+        lengths = np.random.default_rng(seed).lognormal(6, 1.1, 100_000).astype(np.int64) + 1
+        cuts = len(pack(lengths, seqlen).document) - len(lengths) - least_cuts(lengths, seqlen)
+        excess.append(cuts / len(lengths))
+    assert 0 <= min(excess) <= max(excess) <= 1.5 * most
+    assert sum(excess) / len(excess) <= most
 
 
 @pytest.mark.parametrize(("lengths", "seqlen"), [([3, 0], 8), ([3], 0), ([-1], 8)])
