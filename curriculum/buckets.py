@@ -23,7 +23,7 @@ import numpy as np
 
 from curriculum.hashes import hashes, key_of
 from curriculum.pacing import require_positive
-from curriculum.phases import Phase, merged
+from curriculum.phases import Phase, Phases
 from pipeline.errors import ConfigError
 from pipeline.packing import Packed
 
@@ -97,14 +97,14 @@ class Buckets:
                 handed[i - 1] = 2 * left
         return full, handed
 
-    def phases(self, sequences: Sequence[int], epochs: int, total_tokens: int | None) -> tuple[Phase, ...]:
+    def phases(self, sequences: Sequence[int], epochs: int, total_tokens: int | None) -> Phases:
         """The order of batches of a run: all there are, or of each bucket its share of `total_tokens`."""
         counts, _ = self.batches(sequences, epochs)
         if total_tokens is not None:
             counts = _share(counts, min(-(-total_tokens // self.batch_tokens), sum(counts)))
         odds = ODDS[self.odds](len(counts)) if isinstance(self.odds, str) else list(self.odds)
         order = [self.seqlens[bucket] for bucket in _order(counts, odds, self.cycles, self.order_seed)]
-        return merged(Phase(step, seqlen, self.batch_tokens // seqlen) for step, seqlen in enumerate(order))
+        return Phases.of((step, seqlen, self.batch_tokens // seqlen, 0) for step, seqlen in enumerate(order))
 
 
 class Pieces:

@@ -142,7 +142,7 @@ def _passed(
 
     Returns (seqlens, rows: int64 [deals]; the step after them), or None; of PASSED_STEPS steps at most.
     """
-    first, seqlen, sequences = schedule.shapes(step, min(end, step + PASSED_STEPS))
+    first, seqlen, sequences = schedule.phases.shapes(step, min(end, step + PASSED_STEPS))
     if not len(seqlen):
         return None
     steps = np.diff(first)

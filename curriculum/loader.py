@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,7 @@ from curriculum.batch import Allocate, Batch, allocate_int64, make_batches, wind
 from curriculum.dealing import sequences_of
 from curriculum.mixture import Mixture
 from curriculum.order import Order
+from curriculum.phases import SEQUENCES
 from curriculum.planner import plan_steps
 from curriculum.prefetch import Prefetch
 from curriculum.schedule import Schedule
@@ -237,7 +238,7 @@ def _cores() -> int:
 
 
 def _check_ranks(schedule: Schedule, world_size: int) -> None:
-    fewest = min(schedule.phases, key=attrgetter("sequences"))
+    fewest = schedule.phases[int(schedule.phases.columns[SEQUENCES].argmin())]
     if fewest.sequences < world_size:
         raise ConfigError(
             "a batch has fewer sequences than there are ranks",
@@ -253,5 +254,6 @@ def _difference(ours: Schedule, theirs: Schedule) -> str:
     names = ("total_tokens", "max_epochs", "planner", "first_piece", "window_positions")
     pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
     pairs += [("phases", len(theirs.phases), len(ours.phases))]
-    pairs += [("phase", old, new) for old, new in zip(theirs.phases, ours.phases, strict=False) if old != new][:1]
+    unlike = (pair for pair in zip(theirs.phases, ours.phases, strict=False) if pair[0] != pair[1])
+    pairs += [("phase", old, new) for old, new in islice(unlike, 1)]
     return "; ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)

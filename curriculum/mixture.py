@@ -150,7 +150,7 @@ class Share:
         """Tokens of the source in all batches before `step`."""
         if self.mixture is ALONE:
             return self.schedule.tokens_before(step)
-        index = self.schedule.phase_index(step)
+        index = self.schedule.phases.number(step)
         return self._starts[index] + self._tokens(index, step)
 
     @cached_property

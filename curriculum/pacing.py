@@ -143,12 +143,15 @@ def table(*, table: Sequence[Sequence[int]], table_unit: Literal["steps", "token
     """Rows of (at, seqlen), the first at 0, increasing: any schedule whatever."""
     if table_unit not in ("steps", "tokens"):
         raise ConfigError("unknown unit of a table", found=table_unit, allowed="steps, tokens")
-    if not table or any(len(row) != 2 for row in table):
-        raise ConfigError("a table has rows of two numbers", found=list(table), allowed=f"[{table_unit}, seqlen]")
-    require_positive(**{f"seqlen of row {i}": seqlen for i, (_, seqlen) in enumerate(table)})
-    starts = [at for at, _ in table]
-    if starts[0] != 0 or any(late <= early for early, late in pairwise(starts)):
-        raise ConfigError(f"boundaries must be increasing {table_unit} above 0", found=starts)
+    odd = next((row for row in table if len(row) != 2), None)
+    if not table or odd is not None:
+        raise ConfigError("a table has rows of two numbers", found=odd or "none", allowed=f"[{table_unit}, seqlen]")
+    if min(seqlen for _, seqlen in table) < 1:
+        require_positive(**{f"seqlen of row {i}": seqlen for i, (_, seqlen) in enumerate(table)})
+    wrong = next((f"{late} after {early}" for (early, _), (late, _) in pairwise(table) if late <= early), None)
+    if table[0][0] != 0 or wrong:
+        found = wrong or f"{table[0][0]} in the first row, which begins at 0"
+        raise ConfigError(f"boundaries must be increasing {table_unit} above 0", found=found)
     return Pacing(tuple((at, seqlen) for at, seqlen in table), table_unit)
 
 

@@ -1,13 +1,22 @@
-"""Pacings and batch sizes into phases: steps whose batches have one shape. Pure functions of numbers."""
+"""A run's steps in phases of one shape, as columns: a schedule may have millions of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import chain
+from typing import Any, overload
 
-from curriculum.pacing import Pacing
+import numpy as np
+
 from pipeline.errors import ConfigError
+
+FIRST_STEP, SEQLEN, SEQUENCES, WINDOW = range(4)
+"""Rows of `Phases.columns`."""
+MOST_TOKENS = 1 << 62
+"""Steps and tokens are counted in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -25,66 +34,131 @@ class Phase:
         """Tokens of each of its batches."""
         return self.seqlen * self.sequences
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(seqlen, sequences): what the dealing of its batches depends on."""
-        return self.seqlen, self.sequences
+
+class Phases(Sequence[Phase]):
+    """Immutable; phases in the order of their first steps, the first at step 0, the last without end."""
+
+    def __init__(self, columns: np.ndarray) -> None:
+        self.columns = columns
+        """int64 [4, phases]: first step, seqlen, sequences, window (0: none) of each."""
+        columns.flags.writeable = False
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, int, int, int]]) -> Phases:
+        """From (first step, seqlen, sequences, window or 0) in order; of those with one first step the last holds.
+
+        Those that only go on with the shape and window before them are left out.
+        """
+        try:
+            columns = np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 4).T
+        except OverflowError:
+            raise ConfigError(*_TOO_LONG, allowed=f"{MOST_TOKENS:,} at most") from None
+        last = np.append(columns[FIRST_STEP, :-1] != columns[FIRST_STEP, 1:], True)[: columns.shape[1]]
+        return cls(columns[:, last]).merged()
+
+    def merged(self) -> Phases:
+        """Without phases that only go on with the shape and window before them."""
+        return Phases(np.ascontiguousarray(self.columns[:, _changes(self.columns[SEQLEN:])]))
+
+    @overload
+    def __getitem__(self, index: int) -> Phase: ...
+    @overload
+    def __getitem__(self, index: slice) -> Phases: ...
+    def __getitem__(self, index: int | slice) -> Phase | Phases:
+        if isinstance(index, slice):
+            return Phases(self.columns[:, index])
+        first_step, seqlen, sequences, window = self.columns[:, index].tolist()
+        return Phase(first_step, seqlen, sequences, window or None)
+
+    def __iter__(self) -> Iterator[Phase]:
+        return (Phase(step, seqlen, rows, window or None) for step, seqlen, rows, window in self.columns.T.tolist())
+
+    def __len__(self) -> int:
+        return int(self.columns.shape[1])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Phases) and np.array_equal(self.columns, other.columns)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Phases({', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''})"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the columns."""
+        return hashlib.sha256(self.columns.astype("<i8").tobytes()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What names and describes them where they are too many to list; plain JSON."""
+        seqlens = self.columns[SEQLEN]
+        return {"count": len(self), "seqlens": [int(seqlens.min()), int(seqlens.max())], "sha256": self.digest}
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [phases]: tokens served before each. Raises ConfigError where they cannot be counted."""
+        steps, sizes = np.diff(self.columns[FIRST_STEP]), self.columns[SEQLEN] * self.columns[SEQUENCES]
+        rough = self.columns[SEQLEN].astype(np.float64) * self.columns[SEQUENCES]
+        if len(self) and rough[-1] + rough[:-1] @ steps.astype(np.float64) > MOST_TOKENS:
+            raise ConfigError(*_TOO_LONG, allowed=f"{MOST_TOKENS:,} tokens before the last length")
+        starts: np.ndarray = np.append(0, np.cumsum(steps * sizes[:-1]))
+        return starts
+
+    def number(self, step: int) -> int:
+        """Index of the phase that `step` belongs to."""
+        if step < 0:
+            raise ConfigError("steps count from 0", found=step)
+        return int(self.columns[FIRST_STEP].searchsorted(step, side="right")) - 1
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens in all batches before `step`."""
+        index = self.number(step)
+        first_step, seqlen, sequences, _ = self.columns[:, index].tolist()
+        return int(self.starts[index]) + int((step - first_step) * seqlen * sequences)
+
+    def next_shape(self, step: int) -> int | None:
+        """The first step after `step` whose batches have another seqlen or sequences; None: there is none."""
+        steps = self._shape_steps
+        number = int(steps.searchsorted(step, side="right"))
+        return int(steps[number]) if number < len(steps) else None
+
+    def shapes(self, step: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(first steps [n + 1], seqlens [n], sequences [n]), int64, of the shapes from `step` on that end by `end`.
+
+        The first is what is left of the one at `step`; the last of the first steps is where they end.
+        """
+        index = self.number(step)
+        first, seqlen, sequences, _ = self.columns[:, index : max(self.number(end), index) + 1]
+        new = _changes(np.stack([seqlen, sequences]))
+        first = np.append(step, first[1:])[new]
+        return first, seqlen[new][:-1], sequences[new][:-1]
+
+    def changed_at(self, step: int, new: Phases) -> Phases:
+        """These phases before `step`, `new` ones from then on, by their own count of steps."""
+        kept = int(self.columns[FIRST_STEP].searchsorted(step))
+        columns = np.concatenate([self.columns[:, :kept], new.columns[:, new.number(step) :]], axis=1)
+        columns[FIRST_STEP, kept] = step
+        return Phases(columns).merged()
+
+    def at_length(self, seqlen: int) -> Phases:
+        """As many sequences at each step, all of `seqlen` tokens, without windows."""
+        columns = self.columns.copy()
+        columns[SEQLEN], columns[WINDOW] = seqlen, 0
+        return Phases(columns).merged()
+
+    @cached_property
+    def _shape_steps(self) -> np.ndarray:
+        """int64: steps whose batches have another shape than those of the step before, and 0."""
+        steps: np.ndarray = self.columns[FIRST_STEP, _changes(self.columns[[SEQLEN, SEQUENCES]])]
+        return steps
 
 
-def lay_out(pacing: Pacing, sequences: Callable[[int], int]) -> tuple[Phase, ...]:
-    """The phases of `pacing` with `sequences(seqlen)` rows a batch.
-
-    In tokens, a length or window begins with the first step before which so many tokens have been served.
-    """
-    changes = [(at, seqlen, None) for at, seqlen in pacing.points] + [(at, None, w) for at, w in pacing.windows]
-    seqlen, window = pacing.points[0][1], None
-    step = seen = 0
-    phases: dict[int, Phase] = {}
-    for at, new_seqlen, new_window in sorted(changes, key=lambda change: change[0]):
-        if at > seen:
-            size = seqlen * sequences(seqlen) if pacing.unit == "tokens" else 1
-            steps = -(-(at - seen) // size)
-            step, seen = step + steps, seen + steps * size
-        seqlen, window = new_seqlen or seqlen, new_window or window
-        within = window if window is not None and window < seqlen else None
-        phases[step] = Phase(step, seqlen, sequences(seqlen), within)
-    return merged(phases.values())
+_TOO_LONG = ("a schedule reaches beyond what can be counted",)
 
 
-def merged(phases: Iterable[Phase]) -> tuple[Phase, ...]:
-    """Without phases that only go on with the shape and window before them."""
-    kept: list[Phase] = []
-    for phase in phases:
-        if not kept or (phase.shape, phase.window) != (kept[-1].shape, kept[-1].window):
-            kept.append(phase)
-    return tuple(kept)
-
-
-def batch_warmup(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """The control arm of `phases`: the same tokens a step, all at the longest length; the number of rows grows.
-
-    Rows are whole, so their number is rounded such that after every step the tokens served so far are those of
-    `phases` to the nearest row: they differ by half a row at most. Where a step of `phases` has less than half a row
-    a batch still has one, and later ones stay small until that is made up for. Raises ConfigError where `phases` do
-    not end at their longest length.
-    """
-    full = max(phase.seqlen for phase in phases)
-    if phases[-1].seqlen != full:
-        raise ConfigError(
-            "a batch warmup matches schedules that end at their longest length",
-            found=f"{phases[-1].seqlen} at the end, {full} before",
-        )
-    asked = rows = 0  # tokens of `phases` and rows of the result, up to the step
-    result: list[Phase] = []
-    ends = [following.first_step for _, following in pairwise(phases)]
-    for phase, end in zip(phases, [*ends, None], strict=True):
-        step, size = phase.first_step, phase.batch_tokens
-        while end is None or step < end:
-            batch = max((2 * (asked + size) + full) // (2 * full) - rows, 1)
-            result.append(Phase(step, full, batch))
-            same = batch * full == size  # then every later batch of this phase is like this one
-            if same and end is None:
-                break
-            steps = end - step if same and end is not None else 1
-            asked, rows, step = asked + steps * size, rows + steps * batch, step + steps
-    return merged(result)
+def _changes(columns: np.ndarray) -> np.ndarray:
+    """bool [phases]: where a column of `columns` differs from the one before; the first does."""
+    changes = np.ones(columns.shape[1], dtype=bool)
+    changes[1:] = (columns[:, 1:] != columns[:, :-1]).any(axis=0)
+    return changes

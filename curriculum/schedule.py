@@ -12,21 +12,15 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
-from operator import mul, sub
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
-from curriculum.phases import Phase, merged
-from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of
+from curriculum.phases import SEQLEN, Phase, Phases
+from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of, tables_of
 from pipeline.errors import ConfigError, RunError
 
-CURRICULUM_KEYS = ("control", "dealing", "first_piece", "window_positions")
-"""What every pacing may have beside its own parameters."""
 MADE_KEYS = ("planner", "first_piece", "window_positions", "seqlen_to_come")
 
 
@@ -37,7 +31,7 @@ class Schedule:
     One of `total_tokens` and `epochs` is set. A schedule in epochs knows its end only after `resolve`.
     """
 
-    phases: tuple[Phase, ...]
+    phases: Phases
     total_tokens: int | None = None
     epochs: int | None = None
     max_epochs: int = 1
@@ -189,8 +183,11 @@ class Schedule:
         """
         if steps < 1:
             raise ConfigError("a function is asked for one step at least", found=f"steps = {steps}")
-        seqlens = [int(seqlen_at(step)) for step in range(steps)]
-        rows = [[i, n] for i, n in enumerate(seqlens) if i == 0 or n != seqlens[i - 1]]
+        rows: list[list[int]] = []
+        for step in range(steps):
+            seqlen = int(seqlen_at(step))
+            if not rows or seqlen != rows[-1][1]:
+                rows.append([step, seqlen])
         return cls.table(table=rows, **run)
 
     @classmethod
@@ -231,28 +228,8 @@ class Schedule:
     @classmethod
     def _made(cls, name: str, parameters: dict[str, Any], run: dict[str, Any]) -> Schedule:
         """From the local variables of a constructor."""
-        curriculum = {
-            key: value for key, value in parameters.items() if key not in ("cls", "run") and value is not None
-        }
-        curriculum |= {key: value for key, value in run.items() if key not in (*RUN_KEYS, *BATCH_KEYS)}
-        unknown = run.keys() - {*RUN_KEYS, *BATCH_KEYS, *CURRICULUM_KEYS}
-        if unknown:
-            raise ConfigError(
-                f"Schedule.{name} knows no such keyword",
-                found=", ".join(f"{key} not used" for key in sorted(unknown)),
-                allowed=", ".join(
-                    [
-                        *(key for key in parameters if key not in ("cls", "run")),
-                        *RUN_KEYS,
-                        *BATCH_KEYS,
-                        *CURRICULUM_KEYS,
-                    ]
-                ),
-            )
-        batch = {key: run[key] for key in BATCH_KEYS if key in run}
-        return cls.from_settings(
-            {"pacing": name, **curriculum}, batch, **{key: run[key] for key in RUN_KEYS if key in run}
-        )
+        curriculum, batch, end = tables_of(name, parameters, run)
+        return cls.from_settings(curriculum, batch, **end)
 
     def resolve(self, store_tokens: int, bucket_sequences: list[int] | None = None) -> Schedule:
         """The same schedule with its end in tokens, for a store of `store_tokens`.
@@ -267,7 +244,7 @@ class Schedule:
     @cached_property
     def uncut(self) -> Schedule:
         """The rows at full length that truncation cuts this schedule's out of."""
-        phases = merged(Phase(phase.first_step, self.max_seqlen, phase.sequences) for phase in self.phases)
+        phases = self.phases.at_length(self.max_seqlen)
         rows = dataclasses.replace(self, phases=phases, planner="dealing", settings=None)
         if self.total_tokens is None:
             return rows
@@ -308,24 +285,18 @@ class Schedule:
         """Steps until `total_tokens` are served; the last one may go beyond. Raises ConfigError before `resolve`."""
         if self.total_tokens is None or not self.phases:
             raise ConfigError("the schedule has no end before it knows the data", remedy="schedule.resolve(...)")
-        index = bisect.bisect_left(self._starts, self.total_tokens) - 1
-        phase = self.phases[index]
-        return phase.first_step - (-(self.total_tokens - self._starts[index]) // phase.batch_tokens)
+        index = bisect.bisect_left(self.phases.starts, self.total_tokens) - 1
+        phase, served = self.phases[index], int(self.phases.starts[index])
+        return phase.first_step - (-(self.total_tokens - served) // phase.batch_tokens)
 
     @cached_property
     def max_seqlen(self) -> int:
         """The longest sequence of the run: what validation uses and the model has positions for."""
-        return max([phase.seqlen for phase in self.phases] + [self.seqlen_to_come or 0])
-
-    def phase_index(self, step: int) -> int:
-        """Index of the phase that `step` belongs to."""
-        if step < 0:
-            raise ConfigError("steps count from 0", found=step)
-        return bisect.bisect_right(self.phases, step, key=lambda phase: phase.first_step) - 1
+        return max(int(self.phases.columns[SEQLEN].max(initial=0)), self.seqlen_to_come or 0)
 
     def phase(self, step: int) -> Phase:
         """The phase that `step` belongs to."""
-        return self.phases[self.phase_index(step)]
+        return self.phases[self.phases.number(step)]
 
     def seqlen(self, step: int) -> int:
         """Sequence length of the batch at `step`."""
@@ -341,33 +312,11 @@ class Schedule:
 
     def tokens_before(self, step: int) -> int:
         """Tokens in all batches before `step`."""
-        index = self.phase_index(step)
-        phase = self.phases[index]
-        return self._starts[index] + (step - phase.first_step) * phase.batch_tokens
+        return self.phases.tokens_before(step)
 
     def end_of_phase(self, step: int) -> int:
         """The first step after `step` whose batches have another seqlen or sequences, or `total_steps`."""
-        index = self.phase_index(step)
-        following = self.phases[index + 1 : index + 2]
-        if following and following[0].shape == self.phases[index].shape:
-            changes = self._shape_starts  # windows alone change: there may be many such phases
-            at = bisect.bisect_right(changes, step)
-            return min([self.total_steps, *changes[at : at + 1]])
-        return min([self.total_steps, *(phase.first_step for phase in following)])
-
-    def shapes(self, step: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(first steps [n + 1], seqlens [n], sequences [n]), int64, of the shapes from `step` on that end by `end`.
-
-        The first is what is left of the one at `step`; the last of the first steps is where they end.
-        """
-        index = self.phase_index(step)
-        following = bisect.bisect_right(self.phases, end, lo=index + 1, key=lambda phase: phase.first_step)
-        phases = self.phases[index:following]
-        columns = [(phase.first_step, phase.seqlen, phase.sequences) for phase in phases]
-        first, seqlen, sequences = np.array(columns, dtype=np.int64).T
-        first[0] = step
-        new = np.append(True, (np.diff(seqlen) != 0) | (np.diff(sequences) != 0))
-        return first[new], seqlen[new][:-1], sequences[new][:-1]
+        return min(self.phases.next_shape(step) or self.total_steps, self.total_steps)
 
     def changed_at(self, step: int, new: Schedule) -> Schedule:
         """This schedule before `step`, `new` from then on (by its own count of steps, from 0 of the run).
@@ -381,10 +330,7 @@ class Schedule:
                 allowed="the same planner before and after, and none of whole buckets",
                 remedy="begin another run",
             )
-        kept = [phase for phase in self.phases if phase.first_step < step]
-        current = dataclasses.replace(new.phases[new.phase_index(step)], first_step=step)
-        later = [phase for phase in new.phases if phase.first_step > step]
-        return dataclasses.replace(new, phases=(*kept, current, *later), settings=None)
+        return dataclasses.replace(new, phases=self.phases.changed_at(step, new.phases), settings=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, small: what it was made from where that is known, else its phases."""
@@ -401,22 +347,11 @@ class Schedule:
         if "settings" in data:
             return cls.from_settings(**data["settings"], **run)
         made = {key: data[key] for key in MADE_KEYS}
-        return cls(tuple(Phase(*phase) for phase in data["phases"]), **made, **run)
+        phases = Phases.of((step, seqlen, rows, window or 0) for step, seqlen, rows, window in data["phases"])
+        return cls(phases, **made, **run)
 
     def to_toml(self) -> str:
         """[curriculum] and [batch] of a run that has this schedule; raises ConfigError where it was changed."""
         if self.settings is None:
             raise ConfigError("a schedule that was changed in its course has no single TOML")
         return as_toml(self.settings)
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        """Tokens served before each phase."""
-        first = [phase.first_step for phase in self.phases]
-        size = [phase.seqlen * phase.sequences for phase in self.phases]
-        return list(accumulate(map(mul, map(sub, first[1:], first), size), initial=0))
-
-    @cached_property
-    def _shape_starts(self) -> list[int]:
-        """Steps whose batches have another shape than those of the step before."""
-        return [after.first_step for before, after in pairwise(self.phases) if before.shape != after.shape]

@@ -11,8 +11,9 @@ from typing import Any
 from curriculum import pacing as ramps
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
+from curriculum.layout import batch_warmup, lay_out
 from curriculum.pacing import Pacing
-from curriculum.phases import Phase, batch_warmup, lay_out
+from curriculum.phases import Phases
 from curriculum.skyladder import skyladder
 from pipeline.errors import ConfigError
 
@@ -26,6 +27,8 @@ PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyla
 
 RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
 BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
+COMMON_KEYS = ("control", "dealing", "first_piece", "window_positions")
+"""What every pacing may have beside its own parameters."""
 WHOLE = {
     *("seqlen", "seqlen_start", "seqlen_end", "seqlen_multiple", "duration_steps", "duration_tokens", "degree"),
     *("window_start", "window_end", "window_multiple", "patience", "cycles", "order_seed"),
@@ -36,6 +39,26 @@ WHOLE = {
 CONTROLS = ("batch_warmup",)
 DEALINGS = {"pack": "dealing", "truncate": "truncate"}
 """`dealing` in [curriculum] -> the planner."""
+
+
+def tables_of(name: str, parameters: dict[str, Any], run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """([curriculum], [batch], the end) of a constructor's local variables `parameters`, with `run` among them.
+
+    Raises ConfigError for a keyword in `run` that is none.
+    """
+    own = {key: value for key, value in parameters.items() if key not in ("cls", "run")}
+    unknown = run.keys() - {*RUN_KEYS, *BATCH_KEYS, *COMMON_KEYS}
+    if unknown:
+        raise ConfigError(
+            f"Schedule.{name} knows no such keyword",
+            found=", ".join(f"{key} not used" for key in sorted(unknown)),
+            allowed=", ".join([*own, *RUN_KEYS, *BATCH_KEYS, *COMMON_KEYS]),
+        )
+    given = {key: value for key, value in own.items() if value is not None}
+    common, batch, end = (
+        {key: run[key] for key in keys if key in run} for keys in (COMMON_KEYS, BATCH_KEYS, RUN_KEYS)
+    )
+    return {"pacing": name, **given, **common}, batch, end
 
 
 def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +184,7 @@ def _adaptive(settings: dict[str, Any]) -> Pacing:
     return ramps.constant(seqlen=now or Notches(**settings).seqlen_start)
 
 
-def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: dict[str, Any]) -> tuple[Phase, ...]:
+def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: dict[str, Any]) -> Phases:
     """Known once the store is: its sequences in each bucket are added to the settings then."""
     known = inspect.signature(Buckets).parameters.keys() - {"batch_tokens"} | {SEQUENCES}
     wrong = [f"{key} missing" for key in ("seqlen_start", "seqlen_end") if key not in settings]
@@ -173,7 +196,7 @@ def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: d
         raise ConfigError("buckets have as many tokens in every batch", allowed="global_batch_tokens alone")
     buckets = buckets_of({"curriculum": settings, "batch": size})
     if SEQUENCES not in settings:
-        return ()
+        return Phases.of(())
     return buckets.phases(settings[SEQUENCES], end["epochs"] or end["max_epochs"], end["total_tokens"])
 
 

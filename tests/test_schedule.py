@@ -123,6 +123,14 @@ def test_a_function_becomes_a_table():
     assert [schedule.seqlen(step) for step in range(12)] == [8] * 3 + [16] * 3 + [32] * 6
 
 
+@pytest.mark.parametrize("at", [10**30, 10**15])
+def test_steps_and_tokens_beyond_64_bits_are_refused(at):
+    staged = {"seqlens": [1024, 8], "global_batch_sequences": 1 << 20}
+    with pytest.raises(ConfigError, match="beyond what can be counted"):
+        _ = Schedule.staged(**staged, boundaries=[at], total_tokens=1).total_steps
+    assert Schedule.staged(**staged, boundaries=[10**9], total_tokens=1).total_steps == 1
+
+
 def test_state_is_small_for_any_number_of_lengths():
     schedule = Schedule.sine(
         seqlen_start=1,
