@@ -47,6 +47,21 @@ def _check(schedule: Schedule, store_tokens: int, read: int = 0) -> None:
         )
 
 
+def check_first_batch(schedule: Schedule, store_tokens: int) -> None:
+    """Raise ConfigError where the first batch of a resolved schedule holds more than all that the data serve.
+
+    Dealing does serve it, once and with padding; as a run it is a mistake.
+    """
+    first, most = schedule.phase(0), schedule.max_epochs * store_tokens
+    if first.batch_tokens > most:
+        raise ConfigError(
+            "the first batch holds more than all the data: the run would be one step, and partly padding",
+            found=f"{first.sequences:,} sequences of {first.seqlen:,}: {first.batch_tokens:,} tokens",
+            allowed=f"{most:,} tokens ({store_tokens:,} in the store, served {schedule.max_epochs} times at most)",
+            remedy="make the batch smaller, bring more data, or serve them more often (run.epochs)",
+        )
+
+
 def _tokens_after_cutting(schedule: Schedule, tokens: int) -> int:
     """Tokens of the steps for which truncation reads at most `tokens`."""
     steps = bisect.bisect_right(range(tokens), tokens, key=schedule.uncut.tokens_before) - 1

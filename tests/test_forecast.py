@@ -138,3 +138,17 @@ def test_a_run_longer_than_its_data_is_refused(store, tmp_path):
     config = config_of(store, tmp_path / "run", run__epochs=None, run__total_tokens=10**6)
     with pytest.raises(ConfigError, match="longer than the data"):
         forecast(config)
+
+
+def test_a_batch_that_holds_more_than_the_data_is_refused(store, tmp_path):
+    too_many = Store.open(store).tokens // 8 + 1  # sequences of 8, the first length
+
+    def config(sequences, **end):
+        return config_of(store, tmp_path / "run", batch__global_batch_sequences=sequences, **end)
+
+    for end in ({}, {"run__epochs": None, "run__total_tokens": 8}):
+        with pytest.raises(ConfigError, match="more than all the data"):
+            run(config(too_many, **end), warn=print)
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("[!.]*"))
+    assert forecast(config(too_many - 2))[1].plan.total_steps > 1
+    assert forecast(config(too_many, run__epochs=2))[1].plan.total_steps > 1

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from curriculum.batch import Allocate, allocate_int64
 from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
+from curriculum.resolve import check_first_batch
 from curriculum.schedule import Schedule
 from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError
@@ -256,13 +257,13 @@ class Config(Section):
     ) -> CurriculumLoader:
         """The run's batches from its beginning; Raises ConfigError as `schedule` does.
 
-        Also where the data do not suffice, or [mixture] does not fit the store.
+        Also where the data do not suffice or fill no batch, or [mixture] does not fit the store.
         """
         mixture = None
         if self.mixture is not None:
             mixture = Mixture.from_settings({name: source.model_dump() for name, source in self.mixture.items()})
         run = self.run
-        return CurriculumLoader(
+        loader = CurriculumLoader(
             store,
             self.schedule(),
             seed=run.seed,
@@ -272,6 +273,8 @@ class Config(Section):
             window_tokens=run.window_tokens,
             allocate=allocate,
         )
+        check_first_batch(loader.schedule, store.tokens)
+        return loader
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str, Any] | None = None) -> Config:
