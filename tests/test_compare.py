@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from curves import lines_of, write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import config_of
 
 from pipeline.errors import RunError
 from train.cli import main
 from train.compare import compare, losses, notes, stability
 from train.figures import reached, read_curves
+from train.folder import flat
 from train.panels import _bands, picture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -70,6 +72,17 @@ def test_losses_on_different_tokens_are_told(tmp_path):
     made = [write_run(tmp_path / str(i), lines, run__seed=i, store=name) for i, name in enumerate("aab")]
     assert "same tokens" not in str(notes(compare(made[:2])))
     assert notes(compare(made))[-1].endswith("same tokens, so losses do not compare: store is a, b.")
+
+
+def test_losses_at_different_full_lengths_are_told(tmp_path):
+    lines = lines_of(random.Random(1), 20, growing=False)
+    made = []
+    for number, (start, end) in enumerate([(8, 32), (16, 32), (8, 64)]):
+        config = config_of("s", tmp_path, curriculum__seqlen_start=start, curriculum__seqlen_end=end)
+        named = {key.replace(".", "__"): value for key, value in flat(config).items()}
+        made.append(write_run(tmp_path / str(number), lines, **named))
+    assert "same length" not in str(notes(compare(made[:2])))
+    assert notes(compare(made))[-1].endswith("losses do not compare: full length is 32, 64.")
 
 
 @given(st.integers(0, 10**6), st.floats(4.0, 6.5))

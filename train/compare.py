@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import SlwError
 from train.figures import SPIKE_RATIOS, Curves, Figures, figures, reached, read_curves
 from train.folder import FREE_KEYS
+from train.replay import config_of_flat
 from train.stability import SPIKE_RATIO
 from train.statistics import Mean, mean_of
 
@@ -243,12 +245,26 @@ def notes(comparison: Comparison) -> list[str]:
             f"fewer, less: how many times less than {comparison.arms[0].name} needed.",
         )
     configs = [curves.config for arm in comparison.arms for curves in arm.curves]
+    lengths = {length for config in configs if (length := _full_length(config)) is not None}
+    if len(lengths) > 1:
+        said.append(
+            "Not validated at the same length, so losses do not compare: full length is "
+            f"{', '.join(f'{length:,}' for length in sorted(lengths))}."
+        )
     for key in VALIDATED_ON:
         if len(values := {str(config[key]) for config in configs if key in config}) > 1:
             said.append(
                 f"Not validated on the same tokens, so losses do not compare: {key} is {', '.join(sorted(values))}."
             )
     return said
+
+
+def _full_length(config: dict[str, Any]) -> int | None:
+    """Where the run of these settings was validated; None where they make no run."""
+    try:
+        return config_of_flat(config, where="config").schedule().max_seqlen
+    except SlwError:
+        return None
 
 
 def as_text(table: Table) -> str:

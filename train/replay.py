@@ -21,6 +21,11 @@ def config_of_run(run: Path) -> Config:
     flat = json.loads((run / CONFIG_NAME).read_bytes())
     if "model_type" in flat:
         raise RunError("not a run but a Hugging Face folder", where=run, remedy="slw-train eval takes it as --hf DIR")
+    return config_of_flat(flat, where=str(run / CONFIG_NAME))
+
+
+def config_of_flat(flat: dict[str, Any], *, where: str) -> Config:
+    """The inverse of `train.folder.flat`. Raises ConfigError as `parse_config` does."""
     nested: dict[str, dict[str, object]] = {}
     for key, value in flat.items():
         section, _, leaf = key.partition(".")
@@ -28,7 +33,7 @@ def config_of_run(run: Path) -> Config:
             nested.setdefault(section, {})[leaf] = value
         else:
             nested[section] = value
-    return parse_config(nested, where=str(run / CONFIG_NAME))
+    return parse_config(nested, where=where)
 
 
 def loader_of(
