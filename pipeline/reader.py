@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pipeline.cache import Cache, read_head
+from pipeline.cache import Cache, digest_of, read_head
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import is_local, place
@@ -132,9 +132,21 @@ class Store:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer.json the store was built with, on this machine."""
+        """The tokenizer.json the store was built with, on this machine. Raises StoreError where it is another."""
         path = self.path / TOKENIZER_NAME
-        return self._cache.fetch(path, self.manifest.tokenizer_digest) if self._cache else path
+        if self._cache:
+            return self._cache.fetch(path, self.manifest.tokenizer_digest)
+        if not path.is_file():
+            raise StoreError("the store's tokenizer is missing", where=path, remedy=REMEDY.format(self.path))
+        if (found := digest_of(path)) != self.manifest.tokenizer_digest:
+            raise StoreError(
+                "the tokenizer is not the one that the store was built with",
+                where=path,
+                found=f"digest {found}",
+                allowed=self.manifest.tokenizer_digest,
+                remedy=REMEDY.format(self.path),
+            )
+        return path
 
     def place(self, index: int) -> tuple[int, int]:
         """(shard, document of it) of a document, both from 0. Raises ConfigError out of range."""

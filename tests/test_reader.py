@@ -21,6 +21,17 @@ def test_documents_come_back_over_any_number_of_shards(tmp_path, vocab_size):
         assert store.document(index).dtype == document.dtype
 
 
+def test_a_tokenizer_that_is_another_is_not_decoded_with(tmp_path):
+    write_store(tmp_path, documents_of([5]), tokenizer=b"{}")
+    assert Store.open(tmp_path).tokenizer_path.read_bytes() == b"{}"
+    (tmp_path / "tokenizer.json").write_bytes(b"{ }")
+    with pytest.raises(StoreError, match=r"not the one[\s\S]*tokenizer.json[\s\S]*slw-prep build"):
+        Store.open(tmp_path).tokenizer_path  # noqa: B018
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(StoreError, match="missing"):
+        Store.open(tmp_path).tokenizer_path  # noqa: B018
+
+
 @given(pieces=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40), st.integers(1, 40)), max_size=20))
 def test_inputs_are_labels_shifted_by_one_within_the_document(tmp_path_factory, pieces):
     documents = documents_of([5, 1, 9, 30, 2, 2, 17])
