@@ -13,7 +13,20 @@ import click
 
 from pipeline.cli_exchange import export, import_command, pack
 from pipeline.cli_input import input_options
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, Group, Option, Place, amount, contents, echo_json
+from pipeline.command import (
+    FORCE,
+    JSON,
+    SPLIT,
+    STORE,
+    Bytes,
+    Group,
+    Option,
+    Place,
+    amount,
+    contents,
+    echo_json,
+    note_ordinary_eod,
+)
 from pipeline.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -93,6 +106,7 @@ def build(
         raise click.UsageError("--force would delete what other tasks built: remove the store first, then start them")
     if inputs == ("-",):
         click.echo("note: standard input cannot be read again: if it stops, begin from the start", err=True)
+    note_ordinary_eod(options["tokenizer"], options["eod"])
     settings = BuildOptions(inputs=inputs, out=out, **options)
     with ProgressLine("building", 1) as progress:
         if task:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, amount, contents, echo_json
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, amount, contents, echo_json, note_ordinary_eod
 
 
 class Local(click.Path):
@@ -56,6 +56,7 @@ def import_command(
     from pipeline.progress import ProgressLine
 
     named = tuple(parse_source(source) for source in sources)
+    note_ordinary_eod(options["tokenizer"], options["eod"])
     with ProgressLine("importing", len(inputs) + len(named)) as progress:
         result = import_tokens(
             ImportOptions(inputs=inputs, sources=named, out=out, **options),

@@ -106,6 +106,21 @@ def contents(manifest: Manifest) -> str:
     return f"{train} to train on; {held_out if manifest.documents('validation') else 'nothing'} held out"
 
 
+def note_ordinary_eod(tokenizer: Path, eod: str | None) -> None:
+    """Say so on standard error where `--eod` names a token that text is made of too. Raises TokenizerError."""
+    from pipeline.encoding import is_special, load_vocabulary
+
+    if eod is None:
+        return
+    vocabulary = load_vocabulary(tokenizer, eod=eod)
+    if not is_special(vocabulary, vocabulary.eod_id):
+        click.echo(
+            f"note: --eod {eod!r} is no special token of the tokenizer: text may hold it too, "
+            "and a model cannot tell the two apart",
+            err=True,
+        )
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg]
     """A number of bytes such as 64M."""
 

@@ -111,6 +111,12 @@ def load_vocabulary(
     return Vocabulary(data, max([lightened(data)[1], *(number + 1 for number in added)]), eod_id, bos_id)
 
 
+def is_special(vocabulary: Vocabulary, token: int) -> bool:
+    """Whether no text is ever encoded as `token`."""
+    added = _parse(vocabulary.data).get_added_tokens_decoder().get(token)
+    return added is not None and bool(added.special)
+
+
 class Choice:
     """The encoder of a build, chosen in a thread while the input is read already; nothing is encoded before.
 

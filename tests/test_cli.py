@@ -3,6 +3,8 @@
 import json
 import shlex
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from runs import as_toml, settings_of, tiny_store
@@ -123,6 +125,18 @@ def test_text_that_the_tokenizer_does_not_know_is_told(tmp_path, model):
         assert ("40.0% stand for text that the tokenizer does not know" in done.stderr) == (share > 0)
 
 
+def test_an_end_of_document_token_that_text_may_hold_is_told(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n')
+    call(prep, "tokenizer", tmp_path / "c.jsonl", "--vocab-size", 257, "--out", tmp_path / "t.json")
+    given = ["--tokenizer", tmp_path / "t.json", "--force", "--out", tmp_path / "s"]
+    for eod, told in (("a", True), ("<|endoftext|>", False)):
+        done = call(prep, "build", tmp_path / "c.jsonl", *given, "--eod", eod)
+        assert ("note: --eod 'a' is no special token" in done.stderr) == told
+        pq.write_table(pa.table({"input_ids": [[1, 2]]}), tmp_path / "i.parquet")
+        done = call(prep, "import", tmp_path / "i.parquet", *given, "--eod", eod)
+        assert ("no special token" in done.stderr) == told
+
+
 def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):
     store = tiny_store(tmp_path / "store")
     toml = tmp_path / "run.toml"
@@ -149,12 +163,13 @@ def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):
         (2, train, "run", toml, "optimizer.lrr=3"),
         (2, train, "plan", toml, "run.epochs=0"),
         (2, train, "run", tmp_path / "none.toml"),
+        (1, train, "run", toml, f"run.dir={toml}"),
         (1, train, "compare", tmp_path / "none"),
         (1, train, "sample", tmp_path / "none"),
     ]:
         result = call(script, *arguments, status=status)
         assert "rror:" in result.stderr, arguments
-        assert "Traceback" not in result.output
+        assert "Traceback" not in result.output and "error: [Errno" not in result.stderr
 
 
 def test_damage_ends_verify_with_status_1_and_names_the_shard(tmp_path):

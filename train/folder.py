@@ -50,6 +50,8 @@ def flat(config: Config) -> dict[str, Any]:
 def check_folder(folder: Path, config: Config, change_schedule: bool, force: bool = False) -> None:
     """Raise RunError where the folder holds something else than a run, or, without `force`, one of other settings."""
     path = folder / CONFIG_NAME
+    if folder.is_file():
+        raise RunError("the run folder is a file", where=folder, remedy="choose another run.dir")
     if path.exists() and b'"model_type"' in path.read_bytes():
         raise RunError("a Hugging Face folder, not a run", where=folder, remedy="choose another run.dir")
     if path.exists() and force:
