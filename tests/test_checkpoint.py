@@ -1,6 +1,7 @@
 """Checkpoints: read back as written, also without our code; whole or not there; damage is found and passed over."""
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -61,6 +62,44 @@ def test_tensors_of_any_kind_come_back_to_the_last_bit(tmp_path, monkeypatch):
         assert torch.equal(read[name], tensor)
     assert checkpoint.read_state(folder) == {"note": "é", "step": 7}
     assert (tmp_path / "checkpoints/LATEST").read_text() == "step-00000007\n"
+
+
+def test_all_is_flushed_before_it_has_its_name_and_latest_comes_last(tmp_path, monkeypatch):
+    """A kill cannot show this, a loss of power would: the order of flushes and renames."""
+    fsync, rename, replace, done = os.fsync, os.rename, os.replace, []
+
+    def flushed(handle):
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        done.append(
+            ("flush", path, path.stat().st_size if path.is_file() else sorted(entry.name for entry in path.iterdir()))
+        )
+        fsync(handle)
+
+    def renamed(real):
+        def call(source, target):
+            done.append(("rename", Path(source), Path(target)))
+            real(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed(rename))
+    monkeypatch.setattr(os, "replace", renamed(replace))
+    (tmp_path / "run").mkdir()
+    folder = write(tmp_path / "run", 7)
+    monkeypatch.undo()
+    named = next(i for i, (what, _, target) in enumerate(done) if what == "rename" and target == folder)
+    hidden, files = done[named][1], sorted(path.name for path in folder.iterdir())
+    assert {("flush", hidden / name, (folder / name).stat().st_size) for name in files} <= {
+        *(event for event in done[:named] if event[1].parent == hidden)
+    }
+    assert ("flush", hidden, files) in done[:named]
+    latest = next(i for i, (what, _, target) in enumerate(done) if what == "rename" and target.name == "LATEST")
+    places = [path for what, path, _ in done[named:latest] if what == "flush"]
+    assert folder.parent in places, "LATEST names what may not be there"
+    assert ("flush", done[latest][1], len(folder.name) + 1) in done[:latest]
+    assert [path for what, path, _ in done[latest:] if what == "flush"] == [folder.parent]
+    assert tmp_path / "run" in [path for what, path, _ in done if what == "flush"], "the folder of checkpoints itself"
 
 
 def test_the_last_ones_every_nth_and_one_to_go_back_to_are_kept(tmp_path):

@@ -84,6 +84,7 @@ def write(
         _discard(target)
         temporary.rename(target)
         sync(target.parent)
+        sync(run)
         write_atomically(run / FOLDER / LATEST_NAME, partial(write_bytes, data=f"{target.name}\n".encode()))
         prune(run, keep=keep, keep_every_steps=keep_every_steps, keep_steps_back=keep_steps_back)
     except (OSError, StoreError) as error:
