@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from curriculum.batch import NO_TARGET
 from pipeline.errors import RunError, StoreError
-from train import checkpoint, loop
+from train import checkpoint, distributed, loop
 from train.cli import main
 from train.config import parse_config
 from train.data import micro_batches, row_parts
@@ -227,6 +228,23 @@ def test_a_bad_config_is_told_once(store, tmp_path):
     codes, output = launch(2, train_until, toml, 0, -1, None, folder=tmp_path / "output")
     assert codes == [2, 2], output
     assert "".join(output).count("no such device") == 1
+
+
+def never_cleaned_up():
+    """A rank fails; what both do afterwards takes for ever, as a context of CUDA can with a kernel that waits."""
+    distributed.GRACE_S = 1.0
+    try:
+        with together() as ranks:
+            if ranks.rank == 1:
+                raise StoreError("a shard is damaged")
+            ranks.wait()
+    finally:
+        threading.Event().wait()
+
+
+def test_a_rank_that_is_stuck_in_its_clean_up_ends_all_the_same(tmp_path):
+    codes, output = launch(2, never_cleaned_up, folder=tmp_path)
+    assert codes == [-signal.SIGALRM] * 2, output
 
 
 def test_without_an_agent_too_rank_0_is_heard_before_its_store_goes_with_it(store, tmp_path):

@@ -215,6 +215,17 @@ def test_a_finished_run_can_go_on_with_a_longer_schedule(store, tmp_path):
     assert first.tokens_seen < tokens == second.tokens_seen
 
 
+def test_force_starts_over_but_not_each_time_that_torchrun_starts_a_rank_again(store, tmp_path, monkeypatch):
+    config = config_of(store, tmp_path / "run", run__epochs=None, run__total_tokens=200)
+    steps = loop.run(config, warn=fail).step
+    heard = []
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    loop.run(config, force=True, warn=heard.append)
+    assert heard == [f"going on after step {steps} of {steps}"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    loop.run(config, force=True, warn=fail)
+
+
 def test_a_changed_schedule_may_be_shorter_but_not_longer_than_the_model(store, tmp_path):
     folder = tmp_path / "changed"
     tokens = Store.open(store).tokens

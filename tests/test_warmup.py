@@ -4,16 +4,21 @@ import functools
 import gc
 import weakref
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from runs import config_of, tiny_store
 from test_compile import fresh  # noqa: F401
+from torch.nn import functional as F
 
+from curriculum.batch import NO_TARGET
 from pipeline.errors import RunError
 from train import loop, warmup
 from train import run as runs
 from train.compile import Compiler
+from train.distributed import Ranks
+from train.metrics import read_metrics
 from train.run import Run
 from train.snapshot import load_random_state, model_tensors, optimizer_tensors, random_state
 from train.state import save
@@ -182,6 +187,63 @@ def test_the_search_begins_without_what_a_run_before_it_left_in_cycles(store, tm
         this.loader.close()
 
 
+class Two(Ranks):
+    """The other of two ranks has 400 bytes free, and what does not fit there does not fit."""
+
+    def __init__(self, other_fits):
+        super().__init__(0, 2)
+        self.other_fits = other_fits
+
+    def gather(self, tensor):
+        return torch.stack([tensor, torch.tensor(400 if tensor > 1 else int(self.other_fits))])
+
+
+def searching(store, folder, monkeypatch, ranks, step=0, fitting_tokens=10**6):
+    """(micro-batch found, tokens tried, bytes held back at each) of a search with 1,000 of 2,000 bytes free."""
+    this = Run(ramp(store, folder), quiet)
+    this.ranks, this.at.step, this.micro_batch_tokens = ranks, step, 64
+    tried, held, empty = [], [], torch.empty
+
+    def tries(run, shape):
+        tried.append(shape.tokens)
+        if shape.tokens > fitting_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def noted(size, **form):
+        held.append(size)
+        return empty(size, **form)
+
+    this.loader.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+        patch.setattr(warmup, "try_shape", tries)
+        patch.setattr(torch, "empty", noted)
+        return warmup.found_by_trying(this), tried, held
+
+
+def test_ranks_search_with_the_memory_of_the_one_that_has_least(store, tmp_path, monkeypatch):
+    _, _, held = searching(store, tmp_path / "none", monkeypatch, Two(other_fits=True))
+    assert held == [1000 - 400 + 100]
+
+
+def test_a_run_that_goes_on_halves_what_it_had_only_where_it_does_not_fit(store, tmp_path, monkeypatch):
+    assert searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5) == (64, [64], [0])
+    found, tried, _ = searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5, fitting_tokens=40)
+    assert (found, tried) == (32, [64, 32])
+
+
+def test_shards_of_which_one_rank_alone_ran_out_of_memory_end_at_once(store, tmp_path, monkeypatch):
+    real = Run.__init__
+
+    def sharded(self, *given):
+        real(self, *given)
+        self.parallel.kind = "fsdp"
+
+    monkeypatch.setattr(Run, "__init__", sharded)
+    with pytest.raises(RunError, match=r"out of memory: rank 1\n[\s\S]*micro_batch_tokens"):
+        searching(store, tmp_path / "none", monkeypatch, Two(other_fits=False))
+
+
 def test_a_run_on_a_cpu_leaves_a_gpu_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert set(random_state()) == {"cpu"}
@@ -199,23 +261,58 @@ def test_a_micro_batch_that_does_not_fit_is_an_error_before_the_first_step(store
         loop.run(ramp(store, tmp_path / "run", run__compile=True), warn=quiet)
 
 
+def test_no_memory_for_a_later_step_is_told_and_the_run_goes_on_in_smaller_parts(store, tmp_path, monkeypatch):
+    whole = loop.run(config_of(store, tmp_path / "whole"), warn=quiet)
+    step = Run.step
+
+    def no_room(self, batch):
+        if batch.step == 9 and self.micro_batch_tokens == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch)
+
+    monkeypatch.setattr(Run, "step", no_room)
+    with pytest.raises(RunError, match="micro-batch does not fit"):
+        loop.run(config_of(store, tmp_path / "run"), warn=quiet)
+    told = []
+    again = loop.run(config_of(store, tmp_path / "run", batch__micro_batch_tokens=32), warn=told.append)
+    assert told == [f"going on after step 7 of {whole.step}"]
+    assert again.validation_loss == pytest.approx(whole.validation_loss, rel=1e-3)
+    losses = [[line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("run", "whole")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_a_step_is_the_same_in_any_number_of_micro_batches(store, tmp_path, parts):
-    made = []
-    for count in (1, parts):
-        config = config_of(store, tmp_path / "none", batch__global_batch_sequences=6, run__seed=3)
-        this = Run(config, quiet)
-        batch = next(this.loader)
-        this.micro_batch_tokens = batch.labels.size // count
-        assert len(list(this.parts(batch, this.micro_batch_tokens))) == count
-        figures = this.update(batch)
-        made.append(({n: p.detach().clone() for n, p in this.model.named_parameters()}, figures))
-        this.loader.close()
-    (whole, figures), (split, ours) = made
-    for name in ("loss", "grad_norm"):
-        torch.testing.assert_close(ours[name], figures[name], rtol=1e-5, atol=1e-6)
-    for name in whole:
-        torch.testing.assert_close(split[name], whole[name], atol=1e-4, rtol=1e-4)
+def test_a_step_is_that_of_the_mean_over_all_targets_in_any_number_of_micro_batches(store, tmp_path, parts):
+    """Of 7 rows, of which the first have few targets: the mean of the means of parts is another number."""
+    config = config_of(store, tmp_path / "none", batch__global_batch_sequences=7, run__seed=3, optimizer__clip=0.0)
+    this, plain = Run(config, quiet), Run(config, quiet)
+    batch = next(this.loader)
+    labels = batch.labels.copy()
+    labels[:3, 1:] = NO_TARGET
+    batch = replace(batch, labels=labels, targets=int((labels != NO_TARGET).sum()))
+    this.micro_batch_tokens = -(-7 // parts) * batch.seqlen
+    split = list(this.parts(batch, this.micro_batch_tokens))
+    assert [len(part.labels) for part in split] == {1: [7], 2: [3, 4], 3: [2, 2, 3]}[parts]
+    (whole,) = plain.parts(batch, labels.size)
+    logits = plain.model(whole.input_ids, whole.position_ids, whole.sight)
+    loss = F.cross_entropy(logits.flatten(0, 1), whole.labels.flatten(), ignore_index=NO_TARGET)
+    loss.backward()
+    gradients = {name: p.grad for name, p in plain.model.named_parameters()}
+    taken, zero_grad = {}, this.optimizer.zero_grad
+
+    def kept(**how):
+        taken.update({name: p.grad.clone() for name, p in this.model.named_parameters()})
+        zero_grad(**how)
+
+    this.optimizer.zero_grad = kept
+    figures = this.update(batch)
+    for run in (this, plain):
+        run.loader.close()
+    torch.testing.assert_close(figures["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+    norm = torch.linalg.vector_norm(torch.stack([grad.norm() for grad in gradients.values()]))
+    torch.testing.assert_close(figures["grad_norm"], norm, rtol=1e-4, atol=1e-6)
+    for name, grad in gradients.items():
+        torch.testing.assert_close(taken[name], grad, rtol=1e-4, atol=1e-6)
 
 
 def test_an_automatic_micro_batch_is_kept_over_a_resume(store, tmp_path):

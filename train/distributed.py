@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -118,6 +120,11 @@ class Ranks:
         self.gather(torch.zeros(()))
 
 
+def restarted() -> bool:
+    """Whether torchrun has started this process in place of one that failed, by the same command."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def digest(value: Any) -> int:
     """63 bits of plain JSON values, to `agree` on."""
     return xxhash.xxh3_64_intdigest(json.dumps(value, sort_keys=True).encode()) >> 1
@@ -159,6 +166,7 @@ def together() -> Iterator[Ranks]:
     except BaseException as error:
         fate.stop()
         shown = fate.failed(error)
+        signal.alarm(math.ceil(GRACE_S))  # what is stuck on a device may keep Python's own clean-up for ever
         if shown is error:
             raise
         raise shown from None

@@ -18,6 +18,7 @@ CONFIG_NAME = "config.json"
 OURS = (LOCK_NAME, f".{CONFIG_NAME}.")
 """What a run that was killed at once may have left."""
 FREE_KEYS = {
+    "batch.micro_batch_tokens",
     "run.dir",
     "run.device",
     "run.checkpoint_every_steps",

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from train import checkpoint
 from train.config import Config
 from train.determinism import deterministic
-from train.distributed import Ranks, digest, together
+from train.distributed import Ranks, digest, restarted, together
 from train.folder import check_folder, clear, write_config
 from train.lock import locked
 from train.recovery import recover
@@ -21,6 +23,7 @@ from train.run import Run
 from train.signals import Signals
 from train.state import resume, save
 from train.trackers import check_installed
+from train.warmup import too_large
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ def run(
         at = this.at
         report = held.enter_context(Report(config, at.step, silent=not ranks.first))
         held.enter_context(_collector_off())
-        finished, validation = _steps(this, report, signals)
+        try:
+            finished, validation = _steps(this, report, signals)
+        except torch.OutOfMemoryError as error:
+            raise too_large(this.micro_batch_tokens) from error
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
     return Outcome(
         str(folder),
@@ -104,7 +110,7 @@ def _opened(
     config: Config, force: bool, change_schedule: bool, warn: Callable[[str], None], held: ExitStack
 ) -> tuple[str, dict[str, Any]] | None:
     """Lock the run folder until `held` ends; the checkpoint to go on from."""
-    folder = config.run.dir
+    folder, force = config.run.dir, force and not restarted()
     check_installed(config)
     check_folder(folder, config, change_schedule, force)
     held.enter_context(locked(folder))

@@ -58,7 +58,8 @@ def resume(run: Run, saved: Saved, change_schedule: bool) -> None:
     run.schedule = run.loader.schedule
     load_weights(run, folder, state)
     load_random_state(state["random"])
-    run.micro_batch_tokens = state["micro_batch_tokens"]
+    if run.config.batch.micro_batch_tokens == "auto":
+        run.micro_batch_tokens = state["micro_batch_tokens"]
     run.at = Progressed(**state["progressed"])
     run.ratio = LossRatio.from_state(state["loss_ratio"], run.config.run.spike_ratios)
     run.watch = Watch.from_state(state["watch"])

@@ -139,12 +139,13 @@ def too_large(tokens: int) -> RunError:
     return RunError(
         "a micro-batch does not fit the device's memory",
         found=f"{tokens:,} tokens",
-        remedy='a smaller batch.micro_batch_tokens, or "auto"; if it is one row, run.activation_checkpointing',
+        remedy='a smaller batch.micro_batch_tokens, or "auto"; if it is one row, run.activation_checkpointing; '
+        "all of them may change when a run goes on",
     )
 
 
 def warm_up(run: Run) -> None:
-    """Settle `run.micro_batch_tokens` where it is "auto" and the run begins, then run every shape if it is compiled.
+    """Settle `run.micro_batch_tokens` where it is "auto", then run every shape if it is compiled.
 
     On cuda without compilation the largest shape alone; on a CPU nothing. Raises RunError where a batch does not fit.
     """
@@ -152,7 +153,7 @@ def warm_up(run: Run) -> None:
     if not cuda and compiler is None:
         return
     with Untouched(run.model, run.optimizer):
-        if cuda and run.config.batch.micro_batch_tokens == "auto" and run.at.step == 0:
+        if cuda and run.config.batch.micro_batch_tokens == "auto":
             run.micro_batch_tokens = found_by_trying(run)
         counted = shapes_of(schedule, run.micro_batch_tokens, world_size)
         shapes = largest_first(counted)
@@ -174,20 +175,36 @@ def warm_up(run: Run) -> None:
 
 
 def found_by_trying(run: Run) -> int:
-    """The automatic micro-batch: halved until the largest shape of the schedule fits."""
+    """The automatic micro-batch: halved until the largest shape of the schedule fits.
+
+    A run that goes on begins with what it had, which is less only where the device or the share of it is smaller.
+    """
     gc.collect()  # a run before this one in the process, as when tuning, is garbage in cycles and holds memory
-    schedule, world_size = run.schedule, run.ranks.world_size
-    most = max(-(-phase.sequences // world_size) * phase.seqlen for phase in schedule.phases)
+    torch.cuda.empty_cache()
+    schedule, ranks = run.schedule, run.ranks
+    begun = run.at.step > 0
+    rows = max(-(-phase.sequences // ranks.world_size) * phase.seqlen for phase in schedule.phases)
+    free, size = torch.cuda.mem_get_info(run.device)
+    # Shards are gathered by all ranks at once: so they have equally much, and run out of it at the same place.
+    held = free - int(ranks.gather(torch.tensor(free)).min()) + (0 if begun else int(SPARE * size))
 
     def attempt(tokens: int) -> None:
-        spare = torch.empty(int(SPARE * torch.cuda.mem_get_info(run.device)[1]), dtype=torch.uint8, device=run.device)
-        try_shape(run, largest_first(shapes_of(schedule, tokens, world_size))[0])
+        spare = torch.empty(held, dtype=torch.uint8, device=run.device)
+        try_shape(run, largest_first(shapes_of(schedule, tokens, ranks.world_size))[0])
         del spare
 
     def agreed(mine: bool) -> bool:
-        return bool(run.ranks.gather(torch.tensor(int(mine))).all())
+        fits = ranks.gather(torch.tensor(int(mine))).bool()
+        if run.parallel.kind == "fsdp" and fits.any() and not fits.all():
+            raise RunError(
+                "some ranks ran out of memory, others did not, and wait for them",
+                found=f"out of memory: rank {', '.join(str(rank) for rank in (~fits).nonzero().flatten().tolist())}",
+                remedy="does another program use that GPU? or give batch.micro_batch_tokens as a number",
+            )
+        return bool(fits.all())
 
-    return fitting(attempt, min(MOST_TOKENS, most), schedule.max_seqlen, agreed)
+    most = run.micro_batch_tokens if begun else min(MOST_TOKENS, rows)
+    return fitting(attempt, most, schedule.max_seqlen, agreed)
 
 
 def try_shape(run: Run, shape: Shape) -> None:
