@@ -7,7 +7,7 @@ State is the step, the seed and the schedules so far; loading it plans a window 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -23,6 +23,7 @@ from curriculum.order import Order
 from curriculum.phases import SEQUENCES
 from curriculum.planner import plan_steps
 from curriculum.prefetch import Prefetch
+from curriculum.saved import schedules_of, state_of
 from curriculum.schedule import Schedule
 from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError, RunError
@@ -112,18 +113,21 @@ class CurriculumLoader:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON values: where the batch handed out last left off. The same on every rank."""
+        """Plain JSON values, below 64 KB: where the batch handed out last left off. The same on every rank."""
         return {
             **self._identity(),
             "step": self.step,
-            "schedules": [[step, schedule.to_json()] for step, schedule in self.order.asked],
+            "schedules": state_of(self.order.asked),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, change_schedule: bool = False) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], *, change_schedule: bool = False, earlier: Iterable[Schedule] = ()
+    ) -> None:
         """Go on after the last batch of `state`, whatever rank and world size it was taken on.
 
         Raises RunError where store, seed or schedule are not those of `state`. With `change_schedule` this loader's
         schedule holds from here on: what was served stays served, and an adaptive one goes on at the length reached.
+        `earlier`: schedules before this loader's that had too many lengths for a state to list: see `saved`.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
@@ -140,11 +144,7 @@ class CurriculumLoader:
             )
         step = int(state["step"])
         asked = self.order.asked[-1][1]
-        ours = asked.to_json()  # to make one of millions of lengths anew takes longer than all else
-        schedules = [
-            (int(first), asked if schedule == ours else Schedule.from_json(schedule))
-            for first, schedule in state["schedules"]
-        ]
+        schedules = schedules_of(state["schedules"], asked, earlier)
         if schedules[-1][1].raised_to(None) != asked.raised_to(None):
             if not change_schedule:
                 raise RunError(

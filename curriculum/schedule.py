@@ -21,8 +21,6 @@ from curriculum.phases import SEQLEN, Phase, Phases
 from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of, tables_of
 from pipeline.errors import ConfigError, RunError
 
-MADE_KEYS = ("planner", "first_piece", "window_positions", "seqlen_to_come")
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -331,24 +329,6 @@ class Schedule:
                 remedy="begin another run",
             )
         return dataclasses.replace(new, phases=self.phases.changed_at(step, new.phases), settings=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, small: what it was made from where that is known, else its phases."""
-        data = {key: getattr(self, key) for key in RUN_KEYS}
-        if self.settings is not None:
-            return {**data, "settings": self.settings}
-        data |= {key: getattr(self, key) for key in MADE_KEYS}
-        return {**data, "phases": [list(dataclasses.astuple(phase)) for phase in self.phases]}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Schedule:
-        """Inverse of `to_json`."""
-        run = {key: data[key] for key in RUN_KEYS}
-        if "settings" in data:
-            return cls.from_settings(**data["settings"], **run)
-        made = {key: data[key] for key in MADE_KEYS}
-        phases = Phases.of((step, seqlen, rows, window or 0) for step, seqlen, rows, window in data["phases"])
-        return cls(phases, **made, **run)
 
     def to_toml(self) -> str:
         """[curriculum] and [batch] of a run that has this schedule; raises ConfigError where it was changed."""

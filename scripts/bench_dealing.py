@@ -26,6 +26,7 @@ import numpy as np
 from curriculum.hashes import key_of
 from curriculum.order import Order
 from curriculum.planner import plan_steps
+from curriculum.saved import state_of
 from curriculum.schedule import Schedule
 from curriculum.window import Lengths, windows
 from pipeline.packing import least_cuts, pack
@@ -143,7 +144,7 @@ def resume(tokens: int) -> Iterator[dict[str, object]]:
             "steps": steps,
             "shapes": len(schedule.phases),
             "worst_s": round(max(took), 3),
-            "schedule_json_bytes": len(json.dumps(order.schedule.to_json())),
+            "state_bytes": len(json.dumps(state_of(order.asked))),
         }
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriculum.buckets import Buckets, Pieces, bucket_batches
+from curriculum.saved import from_json, to_json
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 
@@ -69,8 +70,8 @@ def test_a_run_serves_each_sequence_once_an_epoch_but_for_incomplete_batches(
             schedule.resolve(int(lengths.sum()), counts)
         return
     schedule = schedule.resolve(int(lengths.sum()), counts)
-    assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
-    assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))).resolve(int(lengths.sum())) == schedule
+    assert from_json(json.loads(json.dumps(to_json(schedule)))) == schedule
+    assert from_json(json.loads(json.dumps(to_json(schedule)))).resolve(int(lengths.sum())) == schedule
     served = np.zeros((len(lengths), lengths.max()), dtype=int)
     pieces = Pieces(buckets, lengths, 3, epochs)
     steps = list(bucket_batches(pieces, schedule.phases, 0, schedule.total_steps))

@@ -14,6 +14,7 @@ from curriculum.dealer import Dealer
 from curriculum.loader import CurriculumLoader
 from curriculum.order import Order
 from curriculum.planner import plan_steps
+from curriculum.saved import from_json
 from curriculum.schedule import Schedule
 from curriculum.window import Lengths
 from pipeline.packing import Packed, least_cuts, pack
@@ -224,7 +225,7 @@ def test_6_what_was_served_stays_served_over_kills_and_changed_schedules_and_ran
         schedule = replace(schedule, epochs=2, total_tokens=None, max_epochs=1, settings=None)
         changed = state is None or data.draw(st.booleans())
         if not changed:
-            schedule = Schedule.from_json(state["schedules"][-1][1])
+            schedule = from_json(state["schedules"][-1][1])
         with CurriculumLoader(
             store, schedule, seed=3, window_tokens=window_tokens, prefetch=data.draw(st.integers(1, 4))
         ) as loader:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curriculum.pacing import PACINGS
+from curriculum.saved import from_json, to_json
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 
@@ -65,7 +66,7 @@ def test_steps_and_tokens_equal_counting(shape, ramp, batch, total, by_tokens, i
         tokens += schedule.seqlen(step) * sequences
         step += 1
     assert schedule.total_steps == step
-    assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+    assert from_json(json.loads(json.dumps(to_json(schedule)))) == schedule
 
 
 @given(SHAPES, RAMP, st.integers(1, 7))
@@ -104,7 +105,7 @@ def test_a_batch_warmup_serves_as_many_tokens_to_half_a_row_at_full_length(shape
         assert 2 * ahead >= -full
         assert 2 * ahead <= full or smallest or debt
         debt = 2 * ahead > full
-    assert Schedule.from_json(json.loads(json.dumps(control.to_json()))) == control
+    assert from_json(json.loads(json.dumps(to_json(control)))) == control
 
 
 def test_the_control_arm_of_the_paper_has_the_same_tokens_at_every_step():
@@ -141,7 +142,7 @@ def test_state_is_small_for_any_number_of_lengths():
         total_tokens=1,
     )
     assert len(schedule.phases) == 4096
-    assert len(json.dumps(schedule.to_json())) < 1000
+    assert len(json.dumps(to_json(schedule))) < 1000
 
 
 def test_a_change_keeps_the_past_and_takes_the_new_from_its_step():
@@ -218,4 +219,4 @@ def test_what_is_no_whole_number_or_no_keyword_is_refused(changes, message):
 def test_numpy_numbers_become_plain_ones():
     given = {"seqlen_start": 8, "seqlen_end": 64, "duration_steps": 9, "epochs": 1}
     schedule = Schedule.linear(**given, global_batch_sequences=np.int64(4))
-    assert json.loads(json.dumps(schedule.to_json()))["settings"]["batch"]["global_batch_sequences"] == 4
+    assert json.loads(json.dumps(to_json(schedule)))["settings"]["batch"]["global_batch_sequences"] == 4

@@ -13,6 +13,7 @@ from runs import config_of, tiny_store
 from torch.nn import functional as F
 
 from curriculum.loader import CurriculumLoader
+from curriculum.saved import from_json, to_json
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
@@ -61,7 +62,7 @@ def test_windows_equal_the_published_formulas_at_every_step(windows, rate):
     for step in range(60):
         raw = start + math.floor(rate * step)
         assert schedule.window(step) == (end if raw >= end else max(raw // multiple * multiple, start))
-    assert Schedule.from_json(schedule.to_json()) == schedule
+    assert from_json(to_json(schedule)) == schedule
     assert schedule.end_of_phase(0) == schedule.total_steps  # windows do not break up the dealing
 
 
