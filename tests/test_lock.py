@@ -1,5 +1,7 @@
 """One run at a time in a run folder, whatever became of the one before."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -63,4 +65,13 @@ def test_what_a_run_killed_at_once_leaves_is_no_foreign_folder(tmp_path):
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write here"), locked(tmp_path / "file"):
+        pass
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def unsupported(handle, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(RunError, match=r"has no locks[\s\S]*-o flock"), locked(tmp_path / "run"):
         pass

@@ -215,14 +215,16 @@ def test_a_finished_run_can_go_on_with_a_longer_schedule(store, tmp_path):
     assert first.tokens_seen < tokens == second.tokens_seen
 
 
-def test_force_starts_over_but_not_each_time_that_torchrun_starts_a_rank_again(store, tmp_path, monkeypatch):
+def test_force_starts_over_but_not_where_torchrun_may_repeat_it(store, tmp_path, monkeypatch):
     config = config_of(store, tmp_path / "run", run__epochs=None, run__total_tokens=200)
-    steps = loop.run(config, warn=fail).step
+    loop.run(config, warn=fail)
     heard = []
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    loop.run(config, force=True, warn=heard.append)
-    assert heard == [f"going on after step {steps} of {steps}"]
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ConfigError, match=r"each time[\s\S]*--max-restarts 3"):
+        loop.run(config, force=True, warn=fail)
+    loop.run(config, warn=heard.append)
+    assert "going on" in heard[0]
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     loop.run(config, force=True, warn=fail)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from pipeline.errors import ConfigError, RunError, SlwError
+from train.meeting import meet
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """Longest wait for a rank that neither fails nor comes: for the longest compilation, or check of a checkpoint."""
@@ -120,11 +121,6 @@ class Ranks:
         self.gather(torch.zeros(()))
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process in place of one that failed, by the same command."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def digest(value: Any) -> int:
     """63 bits of plain JSON values, to `agree` on."""
     return xxhash.xxh3_64_intdigest(json.dumps(value, sort_keys=True).encode()) >> 1
@@ -183,19 +179,19 @@ def _join() -> tuple[Ranks, Fate]:
         )
     rank, world_size, local_rank = (int(os.environ[name]) for name in names[:3])
     ranks = Ranks(rank, world_size, local_rank)
-    attempt = f"slw/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+        store = PrefixStore(f"slw/{meet(store, rank, world_size, TIMEOUT)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend,
-            store=PrefixStore(attempt, store),
+            store=store,
             rank=rank,
             world_size=world_size,
             timeout=TIMEOUT,
         )
         # A connection of its own: the other one may be waiting for an answer.
-        fate = Fate(PrefixStore(attempt, store).clone(), ranks)  # type: ignore[attr-defined]
+        fate = Fate(store.clone(), ranks)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:
         raise RunError(
             "the ranks do not find each other",

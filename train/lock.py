@@ -35,6 +35,13 @@ def locked(run: Path) -> Iterator[None]:
                 remedy="wait, or stop it with SIGTERM: it writes a checkpoint, and this command goes on from there; "
                 "or choose another run.dir",
             ) from None
+        except OSError as error:
+            raise RunError(
+                "this file system has no locks, by which a second run is kept out",
+                where=run,
+                found=error,
+                remedy="choose a run.dir on another one; or have it mounted with locks (Lustre: -o flock)",
+            ) from error
         _sign(handle)
         yield
     finally:

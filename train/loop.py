@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import ConfigError
 from train import checkpoint
 from train.config import Config
 from train.determinism import deterministic
-from train.distributed import Ranks, digest, restarted, together
+from train.distributed import Ranks, digest, together
 from train.folder import check_folder, clear, write_config
 from train.lock import locked
 from train.recovery import recover
@@ -110,7 +112,14 @@ def _opened(
     config: Config, force: bool, change_schedule: bool, warn: Callable[[str], None], held: ExitStack
 ) -> tuple[str, dict[str, Any]] | None:
     """Lock the run folder until `held` ends; the checkpoint to go on from."""
-    folder, force = config.run.dir, force and not restarted()
+    folder = config.run.dir
+    if force and (restarts := int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))):
+        raise ConfigError(
+            "--force would delete the run each time that torchrun starts its ranks again",
+            where=folder,
+            found=f"--max-restarts {restarts}",
+            remedy="delete the folder yourself, and leave out --force",
+        )
     check_installed(config)
     check_folder(folder, config, change_schedule, force)
     held.enter_context(locked(folder))
