@@ -102,10 +102,18 @@ def sync(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder and what is in it; none is fine."""
+    """Delete a folder and what is in it; none is fine. One that a link leads to is emptied.
+
+    Raises StoreError where that is not allowed.
+    """
     if is_local(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder.resolve())
+            if folder.is_symlink():
+                folder.resolve().mkdir()
+        except OSError as error:
+            raise StoreError("cannot be deleted", where=folder, found=error) from error
         return
     remote: Any = folder
     with reaching(folder):

@@ -43,6 +43,7 @@ def new_folder(out: Path, *, marker: str, force: bool = False) -> Iterator[Path]
     Raises StoreError where `out` is in the way (see `check_free`), being written already, or cannot be written.
     """
     check_free(out, marker=marker, force=force)
+    out = out.resolve() if out.is_symlink() else out  # what a link leads to is replaced, not the link
     staging = out.with_name(f".{out.name}.partial")
     try:
         staging.mkdir(parents=True, exist_ok=True)

@@ -241,6 +241,15 @@ def test_force_deletes_nothing_before_the_inputs_and_the_tokenizer_are_found(tok
     assert build(options(tokenizer, tmp_path / "s", tmp_path / "d.jsonl"), force=True).manifest.documents() == 3
 
 
+def test_a_store_that_a_link_leads_to_is_built_anew_where_it_lies(tokenizer, tmp_path):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    build(options(tokenizer, tmp_path / "disk", tmp_path / "c.jsonl"))
+    (tmp_path / "s").symlink_to(tmp_path / "disk")
+    write_jsonl(tmp_path / "c.jsonl", TEXTS[:3])
+    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"), force=True)
+    assert (tmp_path / "s").is_symlink() and Store.open(tmp_path / "disk").documents == 3
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -74,6 +74,16 @@ def test_replacing_is_asked_for_and_spares_what_is_something_else(tmp_path):
     fill(tmp_path / "empty", "fifth")
 
 
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    fill(tmp_path / "disk" / "out", "first")
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    for text in ("second", "third"):
+        fill(tmp_path / "out", text, force=True)
+        assert (tmp_path / "disk" / "out" / "done").read_text() == text
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path) == ["disk", "out"] and names(tmp_path / "disk") == ["out"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_place_is_an_error(tmp_path):
     tmp_path.chmod(0o500)
