@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from ranks import program
 from runs import as_toml, config_of, settings_of, tiny_store
 from safetensors.torch import load_file
+from stores import documents_of, write_store
 
 from curriculum.loader import CurriculumLoader
 from curriculum.schedule import Schedule
@@ -20,6 +22,7 @@ from train import run as train_run
 from train.data import micro_batches
 from train.metrics import read_metrics
 from train.sample import sample
+from train.trained import load_run
 
 TIMES = ("elapsed_s", "tokens_per_s")
 
@@ -203,6 +206,27 @@ def test_a_run_folder_with_other_settings_is_refused_by_name(store, whole, tmp_p
     with pytest.raises(RunError, match="holds no run"):
         loop.run(config_of(store, tmp_path), warn=quiet)
     assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_run_goes_on_with_a_store_that_was_moved_but_not_with_another(store, whole, tmp_path, monkeypatch):
+    folder, moved, update = tmp_path / "run", tmp_path / "moved", loop.Run.update
+
+    def killed(self, batch):
+        if batch.step == 19:  # after the checkpoint of step 14
+            raise KeyboardInterrupt
+        return update(self, batch)
+
+    monkeypatch.setattr(loop.Run, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(config_of(store, folder), warn=fail)
+    monkeypatch.undo()
+    write_store(tmp_path / "other", documents_of([40] * 60))
+    with pytest.raises(RunError, match=r"another store[\s\S]*step-00000014"):
+        loop.run(config_of(tmp_path / "other", folder), warn=quiet)
+    shutil.copytree(store, moved)
+    loop.run(config_of(moved, folder), warn=quiet)
+    assert_equal_runs(folder, whole)
+    assert load_run(folder).tokenizer_path == moved / "tokenizer.json"
 
 
 def test_a_finished_run_can_go_on_with_a_longer_schedule(store, tmp_path):

@@ -38,6 +38,8 @@ FREE_KEYS = {
     "run.max_rollbacks",
 }
 """What may differ at a resume without changing the run."""
+DATA_KEY = "store"
+"""Where the data lie may change: which they are is in the checkpoint, and compared there."""
 SCHEDULE_KEYS = ("curriculum.", "batch.global_batch", "run.total_tokens", "run.epochs", "run.max_epochs")
 
 
@@ -64,7 +66,7 @@ def check_folder(folder: Path, config: Config, change_schedule: bool, force: boo
             )
         return
     there, asked = json.loads(path.read_bytes()), flat(config)
-    keys = [key for key in asked if there.get(key) != asked[key] and key not in FREE_KEYS]
+    keys = [key for key in asked if there.get(key) != asked[key] and key not in {*FREE_KEYS, DATA_KEY}]
     if change_schedule:
         keys = [key for key in keys if not key.startswith(SCHEDULE_KEYS)]
     if keys:

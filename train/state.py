@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curriculum.adaptive import Calm
+from pipeline.errors import RunError
 from train import checkpoint
 from train.checkpoint import Saved
 from train.faults import Faults
@@ -54,7 +55,10 @@ def save(run: Run) -> None:
 def resume(run: Run, saved: Saved, change_schedule: bool) -> None:
     """Go on from a checkpoint; rank 0 alone reads it."""
     folder, state = saved
-    run.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
+    try:
+        run.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
+    except RunError as error:
+        raise error.within(folder) from error
     run.schedule = run.loader.schedule
     load_weights(run, folder, state)
     load_random_state(state["random"])
