@@ -7,6 +7,7 @@ import dataclasses
 
 from curriculum.schedule import Schedule
 from curriculum.settings import SEQUENCES
+from pipeline.command import amount
 from pipeline.errors import ConfigError
 
 
@@ -56,8 +57,8 @@ def check_first_batch(schedule: Schedule, store_tokens: int) -> None:
     if first.batch_tokens > most:
         raise ConfigError(
             "the first batch holds more than all the data: the run would be one step, and partly padding",
-            found=f"{first.sequences:,} sequences of {first.seqlen:,}: {first.batch_tokens:,} tokens",
-            allowed=f"{most:,} tokens ({store_tokens:,} in the store, served {schedule.max_epochs} times at most)",
+            found=f"{amount(first.sequences, 'sequence')} of {first.seqlen:,}: {first.batch_tokens:,} tokens",
+            allowed=f"{most:,} tokens ({store_tokens:,} in the store, in {amount(schedule.max_epochs, 'epoch')} at most)",
             remedy="make the batch smaller, bring more data, or serve them more often (run.epochs)",
         )
 

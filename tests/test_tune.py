@@ -271,6 +271,12 @@ def test_a_failure_that_is_no_divergence_is_not_a_verdict(store, tmp_path, monke
     assert not (tmp_path / "t" / KEPT_NAME).exists()
 
 
+def test_a_folder_that_cannot_be_made_is_an_error(store, tmp_path):
+    (tmp_path / "t").write_text("a file")
+    with pytest.raises(RunError, match="cannot write here"):
+        tune(config_of(store, tmp_path / "run"), tmp_path / "t", Settings(most_share=100), warn=quiet)
+
+
 def test_a_tuning_stopped_by_a_signal_says_so(store, tmp_path, monkeypatch):
     toml = tmp_path / "run.toml"
     toml.write_text(as_toml(settings_of(store, tmp_path / "run")))

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from curriculum.pacing import require_multiples
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
+from pipeline.place import remove_tree
 from pipeline.reader import Store
 from train.config import Config, parse_config
 from train.probe import KEPT_NAME, Probe, Probes, probing, ramped
@@ -142,7 +142,8 @@ def validations(space: Space) -> int:
 def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, warn: Callable[[str], None]) -> Tuned:
     """Tune L_s and T of `config` by probes in folder `out`; what is done there already is not done again.
 
-    Raises ConfigError where there is nothing to tune or it would cost too much, RunError where no choice is calm;
+    Raises ConfigError where there is nothing to tune or it would cost too much, RunError where no choice is calm or
+    `out` cannot be written;
     `Stopped` where a signal has ended a probe.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -163,8 +164,11 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
             remedy="fewer --multiples or --validations, a smaller run.validation_tokens, or a larger --most-share",
         )
     if force and (out / KEPT_NAME).is_file():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+        remove_tree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError("cannot write here", where=out, found=error, remedy="choose another --out") from error
     probes = Probes(config, out, tokens=tokens, steps=space.probe_steps, every=space.every, warn=warn)
     chosen = choose(space, probes, settings.threshold)
     data = ramped(config, *chosen) if chosen else None
