@@ -58,7 +58,7 @@ def check_first_batch(schedule: Schedule, store_tokens: int) -> None:
         raise ConfigError(
             "the first batch holds more than all the data: the run would be one step, and partly padding",
             found=f"{amount(first.sequences, 'sequence')} of {first.seqlen:,}: {first.batch_tokens:,} tokens",
-            allowed=f"{most:,} tokens ({store_tokens:,} in the store, in {amount(schedule.max_epochs, 'epoch')} at most)",
+            allowed=f"{most:,} tokens ({store_tokens:,} stored, in {amount(schedule.max_epochs, 'epoch')} at most)",
             remedy="make the batch smaller, bring more data, or serve them more often (run.epochs)",
         )
 

@@ -345,3 +345,7 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
         f"with {result.encoder} ({result.encoder_reason})"
     )
     click.echo(f"next: slw-prep info {quote(str(out))}")
+
+
+if __name__ == "__main__":
+    main()

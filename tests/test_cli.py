@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +33,12 @@ def test_every_command_has_an_example_and_json(script, name, command):
     text = call(script, command, "--help").output
     assert f"{name} {command} " in text.split("Options:")[0].split("Usage:")[1].split("\n", 1)[1]
     assert "--json" in text
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli", "train.cli"])
+def test_a_module_that_is_run_is_its_command(module):
+    done = subprocess.run([sys.executable, "-m", module, "nothing"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and "No such command 'nothing'" in done.stderr
 
 
 def test_the_whole_path_in_json(tmp_path):

@@ -325,3 +325,6 @@ def compare(
 main.add_command(sample)
 main.add_command(export)
 main.add_command(evaluate)
+
+if __name__ == "__main__":
+    main()
