@@ -4,20 +4,18 @@ What it ends in is to the last bit what an undisturbed run ends in. tests/disk.p
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import program
 from runs import as_toml, config_of, settings_of, tiny_store
 
 from train import checkpoint, loop
 from train.metrics import read_metrics
 
-HERE = Path(__file__).parent
+DISK = Path(__file__).with_name("disk.py")
 SMALL = {
     "model__layers": 1,
     "model__width": 8,
@@ -61,11 +59,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize(("fault", "every"), [("kill", 1), ("full", 5), ("once", 5)])
 def test_any_operation_on_the_disk_may_be_the_last_or_fail(store, whole, tmp_path, fault, every):
     (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "unused", **SMALL)))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, str(HERE / "disk.py"), "run.toml", fault, str(every)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=900
-    )
+    done = program(DISK.read_text(), "run.toml", fault, every, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     cases = [json.loads(line) for line in done.stdout.splitlines()]
     *disturbed, last = cases
