@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,41 +28,44 @@ def study():
     sys.path.remove(str(ROOT / "scripts"))
 
 
-@pytest.fixture
-def place(tmp_path):
-    """A tiny store and two arms."""
-    tiny_store(tmp_path / "store")
-    tables = settings_of("none", "none", run__validate_every_steps=100)
-    (tmp_path / "grow.toml").write_text(as_toml(tables))
-    flat = 'base = "grow.toml"\n[curriculum]\npacing = "staged"\nseqlens = [32]\nboundaries = []\n'
-    (tmp_path / "cut.toml").write_text('base = "grow.toml"\n[curriculum]\ndealing = "truncate"\n')
-    (tmp_path / "flat.toml").write_text(flat)
-    return tmp_path
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny store and arms."""
+    place = tmp_path_factory.mktemp("place")
+    tiny_store(place / "store")
+    text = as_toml(settings_of("none", "none", run__validate_every_steps=100))
+    (place / "grow.toml").write_text(text)
+    (place / "cut.toml").write_text('base = "grow.toml"\n[curriculum]\ndealing = "truncate"\n')
+    (place / "other").mkdir()
+    (place / "other/grow.toml").write_text(text.replace("warmup_steps = 5", "warmup_steps = 6"))
+    return place
 
 
-def call(place, *arguments, status=0):
-    command = [sys.executable, ROOT / "scripts/study.py", "--out", place / "out", *arguments]
+def call(out, *arguments, status=0):
+    command = [sys.executable, ROOT / "scripts/study.py", "--out", out, *arguments]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
-def results_of(place):
-    return [json.loads(line) for line in (place / "out/results.jsonl").read_text().splitlines()]
+def results_of(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def test_a_study_cut_off_goes_on_and_runs_nothing_twice(place):
-    asked = [
-        "--store",
-        place / "store",
-        "--arms",
-        f"{place / 'grow.toml'},{place / 'cut.toml'}",
-        "--lrs",
-        "1e-3,1e30",
-    ]
-    call(place, *asked, "--seeds", "1", "--workers", "2")
-    first = results_of(place)
+def of_arms(place, *arms):
+    return ["--store", place / "store", "--arms", ",".join(str(place / f"{arm}.toml") for arm in arms)]
+
+
+@pytest.fixture(scope="module")
+def done(place):
+    """The folder of an undisturbed study: two arms at two learning rates."""
+    call(place / "done", *of_arms(place, "grow", "cut"), "--lrs", "1e-3,1e30", "--seeds", "1", "--workers", "2")
+    return place / "done"
+
+
+def test_a_study_cut_off_goes_on_and_runs_nothing_twice(place, done, tmp_path):
+    first = results_of(done)
     assert sorted((Path(r["arm"]).stem, r["lr"]) for r in first) == [
         ("cut", 1e-3),
         ("cut", 1e30),
@@ -72,46 +76,46 @@ def test_a_study_cut_off_goes_on_and_runs_nothing_twice(place):
         (1e-3, "finished", False),
         (1e30, "not finite", True),
     }
+    out = shutil.copytree(done, tmp_path / "out")
     kept, cut = first[:3], json.dumps(first[3])
-    (place / "out/results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept) + cut[: len(cut) // 2])
-    done = call(place, *asked, "--seeds", "1", "--workers", "1", "--json")
-    assert done.stderr.count("/4 ") == 1
-    again = results_of(place)
+    (out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept) + cut[: len(cut) // 2])
+    rest = ["--lrs", "1e-3,1e30", "--seeds", "1"]
+    gone_on = call(out, *of_arms(place, "grow", "cut"), *rest, "--workers", "1", "--json")
+    assert gone_on.stderr.count("/4 ") == 1
+    again = results_of(out)
     assert again[:3] == kept
-    timeless = [{k: v for k, v in r.items() if k not in ("seconds", "error")} for r in (first[3], again[3])]
+    apart = ("seconds", "error", "run")
+    timeless = [{k: v for k, v in r.items() if k not in apart} for r in (first[3], again[3])]
     assert timeless[0] == timeless[1]
-    summary = json.loads(done.stdout)
+    summary = json.loads(gone_on.stdout)
     assert {name: (arm["best_lr"], arm["largest_lr"]) for name, arm in summary["arms"].items()} == {
         "grow": (1e-3, 1e-3),
         "cut": (1e-3, 1e-3),
     }
-    assert json.loads((place / "out/table.json").read_text()) == summary
-    assert "1 of 1 failed" in (place / "out/table.md").read_text()
-    assert (place / "out/study.png").read_bytes().startswith(b"\x89PNG")
-    (place / "grow.toml").write_text(
-        (place / "grow.toml").read_text().replace("warmup_steps = 5", "warmup_steps = 6")
-    )
-    assert "warmup_steps: 5 there, 6 asked" in call(place, *asked, "--seeds", "1", status=2).stderr
+    assert json.loads((out / "table.json").read_text()) == summary
+    assert "1 of 1 failed" in (out / "table.md").read_text()
+    assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+    changed = call(out, *of_arms(place, "other/grow", "cut"), *rest, status=2)
+    assert "warmup_steps: 5 there, 6 asked" in changed.stderr
 
 
-def test_a_killed_study_leaves_no_process_and_its_run_ends_as_if_undisturbed(place):
-    asked = ["--store", place / "store", "--arms", place / "grow.toml", "--lrs", "1e-3", "--seeds", "1"]
-    asked += ["--set", "checkpoint_every_steps=5", "--set", "run.epochs=2"]
-    call(place, *asked)
-    (whole,) = results_of(place)
-    (place / "out").rename(place / "whole")
-    (place / "waits.py").write_text(WAITS)
-    command = [str(part) for part in (sys.executable, place / "waits.py", "--out", place / "out", *asked)]
+def test_a_killed_study_leaves_no_process_and_its_run_ends_as_if_undisturbed(place, done, tmp_path):
+    asked = [*of_arms(place, "grow"), "--lrs", "1e-3", "--seeds", "1"]
+    (tmp_path / "waits.py").write_text(WAITS)
+    command = [str(part) for part in (sys.executable, tmp_path / "waits.py", "--out", tmp_path / "out", *asked)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"}
-    study = subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    wait_for(lambda: (place / "midway").exists() or study.poll() is not None)
+    study = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: (tmp_path / "midway").exists() or study.poll() is not None)
     assert study.poll() is None
     study.kill()
     study.wait()
     wait_for(lambda: not alive(study.pid))
-    assert results_of(place) == []
-    assert "going on after step" in call(place, *asked).stderr
-    (again,) = results_of(place)
+    assert results_of(tmp_path / "out") == []
+    assert "going on after step" in call(tmp_path / "out", *asked).stderr
+    (again,) = results_of(tmp_path / "out")
+    (whole,) = (r for r in results_of(done) if (r["arm"], r["lr"]) == (again["arm"], again["lr"]))
     apart = ("seconds", "run", "settings")
     assert {k: v for k, v in again.items() if k not in apart} == {k: v for k, v in whole.items() if k not in apart}
 
@@ -139,7 +143,7 @@ study.train_one = waits
 if __name__ == "__main__":
     sys.exit(study.main())
 """
-"""A study whose run goes no further than its checkpoint of step 10."""
+"""A study whose run goes no further than its checkpoint of step 7."""
 
 
 def wait_for(condition):
@@ -168,10 +172,10 @@ def test_a_run_of_a_study_is_that_of_the_same_command(study, place):
         study.load({**job, "out": "x", "arm": "slw2"})
 
 
-def test_mistakes_end_in_a_message(place):
-    assert "no result yet" in call(place, "--report", status=1).stderr
-    assert "give --store" in call(place, status=2).stderr
-    assert "no such arm" in call(place, "--store", place / "store", "--arms", "nothing", status=2).stderr
+def test_mistakes_end_in_a_message(place, tmp_path):
+    assert "no result yet" in call(tmp_path, "--report", status=1).stderr
+    assert "give --store" in call(tmp_path, status=2).stderr
+    assert "no such arm" in call(tmp_path, "--store", place / "store", "--arms", "nothing", status=2).stderr
 
 
 def result(arm, lr, seed, loss, spikes=0):
