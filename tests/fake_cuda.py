@@ -180,7 +180,8 @@ def steps(store, folder, case):
 def compiled(store, folder, case):
     """Every graph of a ramp, and those made after the warm-up."""
     make, runs.Compiler = runs.Compiler, lambda model: Compiler(model, "aot_eager")
-    changes = {"run__activation_checkpointing": True} if case == "compiled, recomputed" else {}
+    shorter = {"run__epochs": None, "run__total_tokens": 1500, "run__activation_checkpointing": True}
+    changes = shorter if case == "compiled, recomputed" else {}
     with MODE:
         this = runs.Run(config_of(store, folder, run__device="cuda", **changes), print)
         this.warm_up()
@@ -193,6 +194,7 @@ def compiled(store, folder, case):
 def whole(store, folder, case):
     """A run with everything, stopped and gone on with, that meets a step which is not finite."""
     changes = {"batch__micro_batch_tokens": "auto", "optimizer__clipping": "adagc", "run__compile": False}
+    changes |= {"model__layers": 1, "run__epochs": None, "run__total_tokens": 1900}
     config = config_of(
         store,
         folder,
