@@ -25,7 +25,6 @@ from curriculum.planner import plan_steps
 from curriculum.prefetch import Prefetch
 from curriculum.saved import schedules_of, state_of
 from curriculum.schedule import Schedule
-from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
@@ -43,8 +42,8 @@ class CurriculumLoader:
     `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
     it owns threads. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
     are made, for example pinned memory (docs/serving.md). `mixture` weighs the store's sources; `window_tokens`
-    are dealt together (docs/dealing.md). Raises ConfigError where the schedule asks for more data than there are, or
-    a batch has fewer sequences than ranks.
+    are dealt together (docs/dealing.md; None: as `window_of` says, or the state that is loaded). Raises ConfigError
+    where the schedule asks for more data than there are, or a batch has fewer sequences than ranks.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class CurriculumLoader:
         prefetch: int = 2,
         allocate: Allocate = allocate_int64,
         mixture: Mixture | None = None,
-        window_tokens: int = WINDOW_TOKENS,
+        window_tokens: int | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
@@ -67,6 +66,7 @@ class CurriculumLoader:
         self.store = store
         self.order = Order.begin(store, schedule, seed=seed, mixture=mixture, window_tokens=window_tokens)
         """What all batches follow from."""
+        self._any_window = window_tokens is None
         _check_ranks(self.schedule, world_size)
         self.rank = rank
         self.world_size = world_size
@@ -129,7 +129,10 @@ class CurriculumLoader:
         schedule holds from here on: what was served stays served, and an adaptive one goes on at the length reached.
         `earlier`: schedules before this loader's that had too many lengths for a state to list: see `saved`.
         """
-        for name, value in self._identity().items():
+        identity = self._identity()
+        if self._any_window and isinstance(of_state := state.get("window_tokens"), int) and of_state > 0:
+            identity["window_tokens"] = of_state
+        for name, value in identity.items():
             if state.get(name) != value:
                 raise RunError(
                     f"the loader's state is of another {name}",
@@ -154,7 +157,8 @@ class CurriculumLoader:
                     "slw-train run --reschedule",
                 )
             schedules.append((step, asked.carried_on(schedules[-1][1])))
-        order = replace(self.order, asked=tuple(schedules[:1]), history=tuple(schedules[:1]))
+        start = tuple(schedules[:1])
+        order = replace(self.order, window_tokens=identity["window_tokens"], asked=start, history=start)
         for first, schedule in schedules[1:]:
             order = order.changed_at(first, schedule)
         if not 0 <= step <= order.schedule.total_steps:

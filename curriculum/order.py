@@ -10,7 +10,7 @@ import numpy as np
 
 from curriculum.mixture import ALONE, Mixture, Share
 from curriculum.schedule import Schedule
-from curriculum.window import WINDOW_TOKENS, Corpus, shards_of
+from curriculum.window import WINDOW_SHAPES, WINDOW_TOKENS, Corpus, shards_of
 from pipeline.errors import ConfigError
 
 
@@ -35,18 +35,21 @@ class Order:
         *,
         seed: int,
         mixture: Mixture | None = None,
-        window_tokens: int = WINDOW_TOKENS,
+        window_tokens: int | None = None,
     ) -> Order:
-        """Raises ConfigError where the schedule or the mixture asks for more than there is."""
+        """`window_tokens` are dealt together; None: as `window_of` says.
+
+        Raises ConfigError where the schedule or the mixture asks for more than there is.
+        """
         if not isinstance(seed, int) or seed < 0:
             raise ConfigError("a seed is a whole number", found=repr(seed), allowed="0 or more, an int")
-        if window_tokens < 1:
+        if window_tokens is not None and window_tokens < 1:
             raise ConfigError("window_tokens must be positive", found=window_tokens, allowed="1 or more")
         if mixture and schedule.planner != "dealing":
             raise ConfigError("sources are mixed by dealing alone", found=schedule.planner, allowed="dealing")
         schedule = mixture.check(schedule, source_tokens(corpus)) if mixture else resolve(schedule, corpus)
         start = ((0, schedule),)
-        return cls(corpus, seed, mixture, window_tokens, start, start)
+        return cls(corpus, seed, mixture, window_tokens or window_of(schedule), start, start)
 
     def changed_at(self, step: int, schedule: Schedule) -> Order:
         """This order before `step`, `schedule` from then on (by its own count of steps, from 0 of the run).
@@ -124,6 +127,12 @@ def resolve(schedule: Schedule, corpus: Corpus) -> Schedule:
         counts = [buckets.count(corpus.shard_lengths(i)) for i in range(len(corpus.shards))]
         sequences = np.sum(counts, axis=0).tolist()
     return schedule.resolve(sum(shard.tokens for shard in corpus.shards), sequences)
+
+
+def window_of(schedule: Schedule) -> int:
+    """WINDOW_TOKENS, or the least tokens that WINDOW_SHAPES shapes of `schedule` have, where that is less."""
+    starts = schedule.phases.starts[: 1 + schedule.phases.number(schedule.total_steps)]
+    return int((starts[WINDOW_SHAPES:] - starts[:-WINDOW_SHAPES]).min(initial=WINDOW_TOKENS))
 
 
 def source_tokens(corpus: Corpus) -> dict[str, int]:

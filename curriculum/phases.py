@@ -52,7 +52,7 @@ class Phases(Sequence[Phase]):
         try:
             columns = np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 4).T
         except OverflowError:
-            raise ConfigError(*_TOO_LONG, allowed=f"{MOST_TOKENS:,} at most") from None
+            raise ConfigError(_TOO_LONG, allowed=f"{MOST_TOKENS:,} at most") from None
         last = np.append(columns[FIRST_STEP, :-1] != columns[FIRST_STEP, 1:], True)[: columns.shape[1]]
         return cls(columns[:, last]).merged()
 
@@ -102,12 +102,13 @@ class Phases(Sequence[Phase]):
     @cached_property
     def starts(self) -> np.ndarray:
         """int64 [phases]: tokens served before each. Raises ConfigError where they cannot be counted."""
-        steps, sizes = np.diff(self.columns[FIRST_STEP]), self.columns[SEQLEN] * self.columns[SEQUENCES]
-        rough = self.columns[SEQLEN].astype(np.float64) * self.columns[SEQUENCES]
-        if len(self) and rough[-1] + rough[:-1] @ steps.astype(np.float64) > MOST_TOKENS:
-            raise ConfigError(*_TOO_LONG, allowed=f"{MOST_TOKENS:,} tokens before the last length")
-        starts: np.ndarray = np.append(0, np.cumsum(steps * sizes[:-1]))
-        return starts
+        longest, most, last = (int(self.columns[row].max(initial=0)) for row in (SEQLEN, SEQUENCES, FIRST_STEP))
+        if longest * most * max(last, 1) > MOST_TOKENS:
+            raise ConfigError(_TOO_LONG, allowed=f"{MOST_TOKENS:,} tokens before the last length")
+        tokens = np.diff(self.columns[FIRST_STEP], prepend=0)
+        tokens[1:] *= self.columns[SEQLEN, :-1]
+        tokens[1:] *= self.columns[SEQUENCES, :-1]
+        return np.cumsum(tokens, out=tokens)
 
     def number(self, step: int) -> int:
         """Index of the phase that `step` belongs to."""
@@ -123,7 +124,12 @@ class Phases(Sequence[Phase]):
 
     def next_shape(self, step: int) -> int | None:
         """The first step after `step` whose batches have another seqlen or sequences; None: there is none."""
-        steps = self._shape_steps
+        index = self.number(step)
+        if index + 1 == len(self):
+            return None
+        if (self.columns[SEQLEN:WINDOW, index] != self.columns[SEQLEN:WINDOW, index + 1]).any():
+            return int(self.columns[FIRST_STEP, index + 1])
+        steps = self._shape_steps  # windows alone change: there may be many such phases
         number = int(steps.searchsorted(step, side="right"))
         return int(steps[number]) if number < len(steps) else None
 
@@ -133,8 +139,9 @@ class Phases(Sequence[Phase]):
         The first is what is left of the one at `step`; the last of the first steps is where they end.
         """
         index = self.number(step)
-        first, seqlen, sequences, _ = self.columns[:, index : max(self.number(end), index) + 1]
-        new = _changes(np.stack([seqlen, sequences]))
+        phases = self.columns[:, index : max(self.number(end), index) + 1]
+        new = _changes(phases[SEQLEN:WINDOW])
+        first, seqlen, sequences, _ = phases
         first = np.append(step, first[1:])[new]
         return first, seqlen[new][:-1], sequences[new][:-1]
 
@@ -154,11 +161,11 @@ class Phases(Sequence[Phase]):
     @cached_property
     def _shape_steps(self) -> np.ndarray:
         """int64: steps whose batches have another shape than those of the step before, and 0."""
-        steps: np.ndarray = self.columns[FIRST_STEP, _changes(self.columns[[SEQLEN, SEQUENCES]])]
+        steps: np.ndarray = self.columns[FIRST_STEP, _changes(self.columns[SEQLEN:WINDOW])]
         return steps
 
 
-_TOO_LONG = ("a schedule reaches beyond what can be counted",)
+_TOO_LONG = "a schedule reaches beyond what can be counted"
 
 
 def _changes(columns: np.ndarray) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Dealing measured: cuts, diversity, speed of planning, and the time to go on from a checkpoint. Reads no token.
 
     .venv/bin/python scripts/bench_dealing.py [STORE]
+    .venv/bin/python scripts/bench_dealing.py --resume
     .venv/bin/python scripts/bench_dealing.py --trillion 100_000_000_000
 
 Prints one JSON line a measurement, over 100,000 documents of lognormal(6.0, 1.1) tokens and, with STORE, over its
 documents, or over 100,000 lengths drawn with replacement from them where they are fewer (which makes packing harder:
 some lengths come often, others never). What is measured is defined in docs/dealing.md, section "Figures".
+
+--resume measures only the time to go on.
 
 --trillion N plans N tokens of an SLW ramp (8 to 1024) over a corpus that is made up shard by shard and never held:
 lengths of 16 M tokens a shard come from the shard's number. Peak memory is the process's.
@@ -17,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,8 +28,9 @@ import numpy as np
 
 from curriculum.hashes import key_of
 from curriculum.order import Order
+from curriculum.phases import FIRST_STEP, SEQLEN, SEQUENCES, Phases
 from curriculum.planner import plan_steps
-from curriculum.saved import state_of
+from curriculum.saved import schedules_of, state_of
 from curriculum.schedule import Schedule
 from curriculum.window import Lengths, windows
 from pipeline.packing import least_cuts, pack
@@ -105,16 +109,16 @@ def diversity(corpus: str, lengths: np.ndarray, seqlen: int, sequences: int, ste
     }
 
 
-def to_and_fro(seqlens: tuple[int, int], tokens: int) -> Schedule:
-    """8 sequences a step, of two lengths in turn, to the end: another shape at every step."""
-    steps = 2 * tokens // (8 * sum(seqlens))
-    return Schedule.from_function(
-        lambda step: seqlens[step % 2], steps=steps, global_batch_sequences=8, total_tokens=tokens
-    )
+def to_and_fro(seqlens: tuple[int, int], sequences: int, **end: int) -> Schedule:
+    """Of two lengths in turn, to the end of 1e9 tokens and beyond: another shape at every step."""
+    columns = np.zeros((4, 2 * 1_010_000_000 // (sequences * sum(seqlens))), dtype=np.int64)
+    columns[FIRST_STEP], columns[SEQUENCES] = np.arange(columns.shape[1]), sequences
+    columns[SEQLEN, ::2], columns[SEQLEN, 1::2] = seqlens
+    return Schedule(Phases(columns), **end)
 
 
 def resume(tokens: int) -> Iterator[dict[str, object]]:
-    """Worst of 12 steps of each schedule: from the schedule alone to the next batch, in an order made for it."""
+    """Worst of 12 steps of each schedule, with nothing known but its phases: to begin; to load and plan a batch."""
     lengths = lognormal(int(tokens / 739))
     held = int(lengths.sum())
     ramp = {"seqlen_end": 1024, "epochs": 1}
@@ -127,15 +131,24 @@ def resume(tokens: int) -> Iterator[dict[str, object]]:
         "1 to 8 sequences of 1024, batch_warmup in 400,000 steps": Schedule.linear(
             seqlen_start=128, duration_steps=400_000, global_batch_sequences=8, control="batch_warmup", **ramp
         ),
-        "64 and 72 in turn, 8 sequences": to_and_fro((64, 72), held),
-        "64 and 128 in turn, 8 sequences": to_and_fro((64, 128), held),
+        "64 and 72 in turn, 8 sequences": to_and_fro((64, 72), 8, total_tokens=held),
+        "64 and 72 in turn, 8 sequences, in epochs": to_and_fro((64, 72), 8, epochs=1),
+        "64 and 128 in turn, 8 sequences": to_and_fro((64, 128), 8, total_tokens=held),
+        "64 and 72 in turn, 1 sequence": to_and_fro((64, 72), 1, epochs=1),
+        "8 and 10 in turn, 8 sequences": to_and_fro((8, 10), 8, epochs=1),
     }.items():
-        order, took = Order.begin(Lengths(lengths), schedule, seed=1), []
-        steps = order.schedule.total_steps
+        begin, load = [], []
         for i in range(1, 13):
+            new = replace(schedule, phases=Phases(schedule.phases.columns))
             started = time.perf_counter()
-            next(plan_steps(Order.begin(Lengths(lengths), schedule, seed=1), steps * i // 12 - 1))
-            took.append(time.perf_counter() - started)
+            order = Order.begin(Lengths(lengths), new, seed=1)
+            begin.append(time.perf_counter() - started)
+            steps, state = order.schedule.total_steps, state_of(order.asked)
+            order = replace(order, asked=((0, replace(new, phases=Phases(schedule.phases.columns))),))
+            started = time.perf_counter()
+            schedules_of(state, order.asked[0][1])
+            next(plan_steps(order, steps * i // 12 - 1))
+            load.append(time.perf_counter() - started)
         yield {
             "subject": "resume",
             "schedule": name,
@@ -143,8 +156,10 @@ def resume(tokens: int) -> Iterator[dict[str, object]]:
             "documents": len(lengths),
             "steps": steps,
             "shapes": len(schedule.phases),
-            "worst_s": round(max(took), 3),
-            "state_bytes": len(json.dumps(state_of(order.asked))),
+            "window_tokens": order.window_tokens,
+            "worst_begin_s": round(max(begin), 3),
+            "worst_load_and_plan_s": round(max(load), 3),
+            "state_bytes": len(json.dumps(state)),
         }
 
 
@@ -220,8 +235,8 @@ def main() -> None:
     if arguments[:1] == ["--trillion"]:
         print(json.dumps(trillion(int(arguments[1]))), flush=True)
         return
-    corpora = {"lognormal(6.0, 1.1)": lognormal(DOCUMENTS)}
-    if arguments:
+    corpora = {"lognormal(6.0, 1.1)": lognormal(DOCUMENTS)} if arguments != ["--resume"] else {}
+    if arguments and corpora:
         found = Store.open(Path(arguments[0])).lengths
         if len(found) < DOCUMENTS:
             corpora[f"{len(found)} documents, drawn with replacement"] = np.random.default_rng(1).choice(
@@ -233,8 +248,8 @@ def main() -> None:
         for seqlen in SEQLENS:
             print(json.dumps(cuts(name, lengths, seqlen)), flush=True)
         print(json.dumps(diversity(name, lengths, 8, 512, 50)), flush=True)
-    print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), 8, 500, 20)), flush=True)
-    print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), 64, 250, 20)), flush=True)
+    for seqlen, sequences in ((8, 500), (64, 250)) if corpora else ():
+        print(json.dumps(diversity("500 documents of 3000 tokens", np.full(500, 3000), seqlen, sequences, 20)))
     for line in resume(1_000_000_000):
         print(json.dumps(line), flush=True)
 

@@ -16,7 +16,6 @@ from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
 from curriculum.resolve import check_first_batch
 from curriculum.schedule import Schedule
-from curriculum.window import WINDOW_TOKENS
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train.layers import make_room, read_layers
@@ -178,7 +177,7 @@ class RunConfig(Section):
     seed: int = Field(1, ge=0)
     init_from_hf: Path | None = None
     """A Hugging Face folder with a GPT-2 of [model]'s shape and the store's tokens: weights to begin with."""
-    window_tokens: int = Field(WINDOW_TOKENS, ge=1)
+    window_tokens: int | None = Field(None, ge=1)
     """Tokens of the documents that are dealt together: docs/dealing.md, "Windows"."""
     checkpoint_every_steps: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
