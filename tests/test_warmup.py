@@ -22,7 +22,7 @@ from train.metrics import read_metrics
 from train.run import Run
 from train.snapshot import load_random_state, model_tensors, optimizer_tensors, random_state
 from train.state import save
-from train.warmup import Shape, Untouched, fitting, largest_first, shapes_of
+from train.warmup import Shape, Untouched, fits, fitting, largest_first, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 RAMP = {
@@ -138,12 +138,35 @@ def test_all_ranks_take_what_fits_on_each():
     assert fitting(lambda tokens: None, 64, 8, lambda mine: mine and next(answers)) == 32
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 16),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 16),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), 16),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_a_lack_of_memory_is_known_whoever_tells_it_and_nothing_else_is_taken_for_it(error, found):
     def attempt(tokens):
-        raise ValueError("a bug")
+        if tokens > 16:
+            raise error
 
-    with pytest.raises(ValueError, match="a bug"):
-        fitting(attempt, 64, 8)
+    if found:
+        assert fitting(attempt, 64, 8) == found
+        with pytest.raises(RunError, match=r"64 tokens: .*(?:out of memory|ALLOC)"), fits(lambda: 64):
+            attempt(64)
+    else:
+        for tried in (lambda: fitting(attempt, 64, 8), lambda: within(attempt)):
+            with pytest.raises(type(error)) as raised:
+                tried()
+            assert raised.value is error
+
+
+def within(attempt):
+    with fits(lambda: 64):
+        attempt(64)
 
 
 def test_out_of_memory_in_the_search_leaves_no_trace(store, tmp_path, monkeypatch):

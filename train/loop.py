@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.errors import ConfigError
 from train import checkpoint
 from train.config import Config
@@ -25,7 +23,7 @@ from train.run import Run
 from train.signals import Signals
 from train.state import resume, save
 from train.trackers import check_installed
-from train.warmup import too_large
+from train.warmup import fits
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,8 @@ def run(
         at = this.at
         report = held.enter_context(Report(config, at.step, silent=not ranks.first))
         held.enter_context(_collector_off())
-        try:
+        with fits(lambda: this.micro_batch_tokens):
             finished, validation = _steps(this, report, signals)
-        except torch.OutOfMemoryError as error:
-            raise too_large(this.micro_batch_tokens) from error
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
     return Outcome(
         str(folder),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,11 +135,29 @@ def fitting(attempt: Callable[[int], None], most: int, least: int, agreed: Calla
     return tokens
 
 
-def too_large(tokens: int) -> RunError:
+@contextmanager
+def fits(tokens: Callable[[], int]) -> Iterator[None]:
+    """Raises RunError where what is done inside, in micro-batches of `tokens()`, runs out of the device's memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if lacks_memory(error):
+            raise too_large(tokens(), error) from error
+        raise
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """torch's allocator has an error of its own; cuBLAS, Triton and NCCL say it in words."""
+    words = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def too_large(tokens: int, error: RuntimeError | None = None) -> RunError:
     """The error of a micro-batch that does not fit."""
+    said = f": {str(error).splitlines()[0]}" if error and str(error) else ""
     return RunError(
         "a micro-batch does not fit the device's memory",
-        found=f"{tokens:,} tokens",
+        found=f"{tokens:,} tokens{said}",
         remedy='a smaller batch.micro_batch_tokens, or "auto"; if it is one row, run.activation_checkpointing; '
         "all of them may change when a run goes on",
     )
@@ -157,7 +176,7 @@ def warm_up(run: Run) -> None:
             run.micro_batch_tokens = found_by_trying(run)
         counted = shapes_of(schedule, run.micro_batch_tokens, world_size)
         shapes = largest_first(counted)
-        try:
+        with fits(lambda: run.micro_batch_tokens):
             if compiler is not None:
                 often = [shape for shape, _ in counted.most_common(STATIC_SHAPES)]
                 compiler.static = {key for shape in often for key in _keys(run, shape)}
@@ -168,8 +187,6 @@ def warm_up(run: Run) -> None:
                     seqlen = schedule.max_seqlen
                     try_shape(run, Shape(run.validation_rows * seqlen, seqlen))
                     try_shape(run, Shape(seqlen, seqlen))
-        except torch.OutOfMemoryError as error:
-            raise too_large(run.micro_batch_tokens) from error
     if compiler is not None:
         compiler.warmed_up()
 
@@ -194,14 +211,15 @@ def found_by_trying(run: Run) -> int:
         del spare
 
     def agreed(mine: bool) -> bool:
-        fits = ranks.gather(torch.tensor(int(mine))).bool()
-        if run.parallel.kind == "fsdp" and fits.any() and not fits.all():
+        enough = ranks.gather(torch.tensor(int(mine))).bool()
+        if run.parallel.kind == "fsdp" and enough.any() and not enough.all():
+            out = ", ".join(str(rank) for rank in (~enough).nonzero().flatten().tolist())
             raise RunError(
                 "some ranks ran out of memory, others did not, and wait for them",
-                found=f"out of memory: rank {', '.join(str(rank) for rank in (~fits).nonzero().flatten().tolist())}",
+                found=f"out of memory: rank {out}",
                 remedy="does another program use that GPU? or give batch.micro_batch_tokens as a number",
             )
-        return bool(fits.all())
+        return bool(enough.all())
 
     most = run.micro_batch_tokens if begun else min(MOST_TOKENS, rows)
     return fitting(attempt, most, schedule.max_seqlen, agreed)
@@ -226,14 +244,15 @@ def _keys(run: Run, shape: Shape) -> Iterator[tuple[int, ...]]:
 
 
 def _fits(attempt: Callable[[int], None], tokens: int) -> bool:
+    enough = True
     try:
         attempt(tokens)
-    except torch.OutOfMemoryError:
-        fits = False
-    else:
-        fits = True
-    if not fits:  # outside of the handler: the error holds what was allocated
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        enough = False
+    if not enough:  # outside of the handler: the error holds what was allocated
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return fits
+    return enough
