@@ -1,4 +1,4 @@
-"""Items of 1..seqlen tokens into rows: rows that are exactly full first, then best-fit decreasing.
+"""Items of 1..seqlen tokens into rows: what fills rows exactly first, then best-fit decreasing.
 
 Items of equal length are alike, so the work is done per length and copied to the items:
 
@@ -75,33 +75,34 @@ def longest_first(lengths: np.ndarray, seqlen: int, order: np.ndarray) -> tuple[
 
 
 @njit(nogil=True, cache=True)
-def close_exactly(count: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows that are exactly full, as recipes. Takes their items from `count`.
+def close_exactly(count: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups of items that make up exactly `total` tokens, a row or several, as recipes. Takes them from `count`.
 
-    Recipe r makes times[r] rows of the lengths part[end[r - 1]:end[r]]; returns (part, end, times), int64. A row
+    Recipe r makes times[r] groups of the lengths part[end[r - 1]:end[r]]; returns (part, end, times), int64. A group
     begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it takes
     the longest item that fits; where none does, its first item and all others of that length are set aside.
     """
-    present = np.zeros(seqlen // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `window`
-    mirrored = np.zeros(seqlen // 64 + 4, dtype=np.uint64)  # bit `seqlen - size`: the same
-    for size in range(1, seqlen + 1):
+    longest = len(count) - 1
+    present = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `window`
+    mirrored = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `total - size`: the same
+    for size in range(1, longest + 1):
         if count[size] > 0:
             flip(present, size)
-            flip(mirrored, seqlen - size)
-    chosen = np.empty(seqlen, dtype=np.int64)
-    taken = np.zeros(seqlen + 1, dtype=np.int64)  # by one row, of each length
+            flip(mirrored, total - size)
+    chosen = np.empty(total, dtype=np.int64)
+    taken = np.zeros(longest + 1, dtype=np.int64)  # by one group, of each length
     part, end, times = np.empty((3, count.sum()), dtype=np.int64)
     n = recipes = 0
-    aside = seqlen + 1  # the shortest length set aside
-    for size in range(seqlen, 0, -1):
+    aside = longest + 1  # the shortest length set aside
+    for size in range(longest, 0, -1):
         while count[size] > 0:
-            parts, closed = _choose(count, taken, present, mirrored, size, aside, seqlen, chosen)
+            parts, closed = _choose(count, taken, present, mirrored, size, aside, total, chosen)
             most = len(part)
-            for one in chosen[:parts]:  # give back; the same parts close as many rows as the scarcest allows
+            for one in chosen[:parts]:  # give back; the same parts make as many groups as the scarcest allows
                 if taken[one] > 0:
                     if count[one] == 0:
                         flip(present, one)
-                        flip(mirrored, seqlen - one)
+                        flip(mirrored, total - one)
                     count[one] += taken[one]
                     most = min(most, count[one] // taken[one])
                     taken[one] = 0
@@ -115,7 +116,7 @@ def close_exactly(count: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarra
             for one in chosen[:parts]:
                 if count[one] == 0 and has(present, one):
                     flip(present, one)
-                    flip(mirrored, seqlen - one)
+                    flip(mirrored, total - one)
             end[recipes], times[recipes] = n, most
             recipes += 1
     return part[:n], end[:recipes], times[:recipes]
@@ -129,14 +130,14 @@ def _choose(
     mirrored: np.ndarray,
     first: int,
     aside: int,
-    seqlen: int,
+    total: int,
     chosen: np.ndarray,
 ) -> tuple[int, bool]:
-    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to `seqlen`).
+    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to `total`).
 
     Of lengths between `first` and `aside` none are left.
     """
-    parts, gap = 0, seqlen
+    parts, gap = 0, total
     one, two = first, 0
     while one > 0:
         for part in (one, two):
@@ -148,13 +149,13 @@ def _choose(
                 taken[part] += 1
                 if count[part] == 0:
                     flip(present, part)
-                    flip(mirrored, seqlen - part)
+                    flip(mirrored, total - part)
         if gap == 0:
             return parts, True
         one, two = gap, 0
         longest = min(first, gap - 1) if gap <= aside else gap - 1
-        if count[gap] == 0:
-            one, two = _pair(count, present, mirrored, gap, longest, seqlen)
+        if gap >= len(count) or count[gap] == 0:
+            one, two = _pair(count, present, mirrored, gap, longest, total)
         if one == 0:
             one = highest_up_to(present, longest)
     return parts, False
@@ -162,16 +163,16 @@ def _choose(
 
 @njit(nogil=True, cache=True)
 def _pair(
-    count: np.ndarray, present: np.ndarray, mirrored: np.ndarray, total: int, longest: int, seqlen: int
+    count: np.ndarray, present: np.ndarray, mirrored: np.ndarray, gap: int, longest: int, total: int
 ) -> tuple[int, int]:
-    """The most unequal two lengths left, up to `longest`, that add up to `total`; (0, 0) where there are none."""
-    limit = min(total // 2, CLOSING_PAIRS)
-    for word in range((total - longest) // 64, limit // 64 + 1):
-        # Bit `two` of the first: `two` is left. Bit `two` of the second: `total - two` is left.
-        both = present[word] & window(mirrored, seqlen - total + 64 * word)
+    """The most unequal two lengths left, up to `longest`, that add up to `gap`; (0, 0) where there are none."""
+    limit = min(gap // 2, CLOSING_PAIRS)
+    for word in range((gap - longest) // 64, limit // 64 + 1):
+        # Bit `two` of the first: `two` is left. Bit `two` of the second: `gap - two` is left.
+        both = present[word] & window(mirrored, total - gap + 64 * word)
         if both != 0:
             two = 64 * word + lowest(both)
-            one = total - two
+            one = gap - two
             if two > limit or (one == two and count[one] < 2):
                 break
             return one, two

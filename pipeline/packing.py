@@ -4,12 +4,16 @@
     full rows   aaaa | bbbb                            a document of n tokens gives n // seqlen rows of its own
     the rest    aaa b ccc dd   ->  aaab | cccd | d     longest first
 
-The rest is packed in two passes (`fitting`). The first makes rows that are exactly full: a piece, then the longest
-that fit, and as soon as one or two pieces close the row exactly, those. What cannot be closed goes to best-fit
-decreasing: each piece into the fullest row it still fits in.
-Gaps that are left are filled by cutting a piece (`d` above), never by padding: only the last row may be short.
-Price: one excess cut a gap; with 10,000 pieces or more 94-99.9 % of rows have none (best fit alone: 92-99 %). 5-15 ns
-a piece and 45 bytes on one core.
+The rest is packed in three passes (`fitting`). The first makes rows that are exactly full: a piece, then the longest
+that fit, and as soon as one or two pieces close the row exactly, those. The second does the same for two, three and
+four rows at once, which costs a cut at each border between them. What cannot be closed goes to best-fit decreasing:
+each piece into the fullest row it still fits in. Gaps that are left are filled by cutting a piece (`d` above), never
+by padding: only the last row may be short.
+
+The excess cuts are the rows of the rest less the groups of pieces that fill rows exactly. A group has two pieces at
+least and P of them at most have just two, P from how many pieces have a counterpart; so N pieces that take R rows
+cannot do with fewer than R - P - (N - 2 P) / 3 (`least_excess` in the tests). Price: 5-15 ns a piece and 45 bytes on
+one core.
 """
 
 from __future__ import annotations
@@ -21,6 +25,11 @@ from numba import njit
 
 from pipeline.errors import ConfigError
 from pipeline.fitting import best_fit, close_exactly, fill_rows
+
+ROWS_AT_ONCE = 4
+"""Most rows that pieces are looked for to fill exactly together ..."""
+WORTH = 1000
+"""... while there are more rows left than one per so many documents: each may cost an excess cut."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
     """Pack whole documents of `lengths` tokens (int [documents], each at least 1) into sequences of `seqlen` tokens.
 
     Every token goes into exactly one sequence; every sequence but the last is full. Documents longer than `seqlen`
-    give full sequences first, and their last tokens to the packer. The longest piece of a row comes first. Raises
+    give full sequences first, and their last tokens to the packer. Raises
     ConfigError for a length or seqlen under 1, and for what is no whole number.
     """
     for name, given in (("lengths", lengths), ("seqlen", seqlen)):
@@ -123,19 +132,32 @@ def _pack(
     after = _write_whole(lengths, seqlen, count, order, document, start, length, offsets)
     count[0] = 0
     cursor = after - count
-    part, end, times = close_exactly(count, seqlen)
-    p, row, first = whole, whole, 0
+    p = row = whole
     offsets[row] = p
-    for recipe in range(len(end)):
-        for _ in range(times[recipe]):
-            for tokens in part[first : end[recipe]]:
-                item = order[cursor[tokens]]
-                cursor[tokens] += 1
-                document[p], start[p], length[p] = item >> 32, (item & 0xFFFFFFFF) * seqlen, tokens
-                p += 1
-            row += 1
-            offsets[row] = p
-        first = end[recipe]
+    for wide in range(1, ROWS_AT_ONCE + 1):
+        if wide > 1 and (whole + rows - row) * WORTH < len(lengths):
+            break
+        part, end, times = close_exactly(count, wide * seqlen)
+        first, room = 0, seqlen
+        for recipe in range(len(end)):
+            for _ in range(times[recipe]):
+                for tokens in part[first : end[recipe]]:
+                    item = order[cursor[tokens]]
+                    cursor[tokens] += 1
+                    d, begins = item >> 32, (item & 0xFFFFFFFF) * seqlen
+                    ends = begins + tokens
+                    while ends - begins >= room:  # up to the end of the row
+                        document[p], start[p], length[p] = d, begins, room
+                        begins += room
+                        p += 1
+                        row += 1
+                        offsets[row] = p
+                        room = seqlen
+                    if ends > begins:
+                        document[p], start[p], length[p] = d, begins, ends - begins
+                        room -= ends - begins
+                        p += 1
+            first = end[recipe]
     entry = np.empty(count.sum(), dtype=np.int64)
     begin, used = np.zeros(len(entry) + 1, dtype=np.int64), np.empty(len(entry), dtype=np.int64)
     used = used[: best_fit(order, count, after, seqlen, entry, begin, used, 0)]
