@@ -124,7 +124,7 @@ def _deal(
         return spans, long, short, none, none, none, np.zeros(1, dtype=np.int64), 0
     sizes = short[2] - short[1]
     full = min(sequences - long.shape[1], sizes.sum() // seqlen)
-    item, start, length, row = place(sizes, seqlen, full)
+    item, start, length, row = place(sizes, seqlen, full, lengths[short[0]])
     firsts = np.zeros(full + 1, dtype=np.int64)
     for r in row:
         if r >= 0:

@@ -29,7 +29,8 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+"""Of the order of batches too: a state of another version would go on in another order, and is refused."""
 CHUNK_TOKENS = 1 << 17
 """Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
 MOST_THREADS = 2

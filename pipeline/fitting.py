@@ -19,35 +19,85 @@ from numba import njit
 
 from pipeline.bits import flip, has, highest_up_to, lowest, lowest_from, window
 
+ROWS_AT_ONCE = 4
+"""Most rows that items are looked for to fill exactly together."""
 CLOSING_PAIRS = 4096
 """Most pairs looked at to close a row: bounds a search at very long sequences."""
 
 
 @njit(nogil=True, cache=True)
-def fill_rows(lengths: np.ndarray, seqlen: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both passes over items of `lengths`; returns (entry [items], begin [rows + 1], used [rows]), int64.
+def fill_rows(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All passes over items of `lengths`; returns (entry [items], begin [groups + 1], used [groups]), int64.
 
-    Row r holds entry[begin[r]:begin[r + 1]], used[r] tokens in all; rows that are exactly full come first. An entry
-    is item << 32 | length: with the length at hand nothing is looked up at random.
+    Group g holds entry[begin[g]:begin[g + 1]], used[g] tokens in all: a row, or exactly two, three or four while
+    fewer than `rows` are exactly full. Those that are full come first. An entry is item << 32 | length: with the
+    length at hand nothing is looked up at random.
     """
-    order, entry = np.empty_like(lengths), np.empty_like(lengths)
-    begin, used = np.empty(len(order) + 1, dtype=np.int64), np.empty(len(order), dtype=np.int64)
-    begin[0] = n = full = first = 0
+    order = np.empty_like(lengths)
     count, after = longest_first(lengths, seqlen, order)
-    cursor = after - count
-    part, end, times = close_exactly(count, seqlen)
+    entry, begin, used = room_for(len(lengths))
+    groups = _close(order, count, after, seqlen, entry, begin, used, 0)
+    groups = fill_rest(order, count, after, seqlen, rows - groups, entry, begin, used, groups)
+    return entry, begin[: groups + 1], used[:groups]
+
+
+@njit(nogil=True, cache=True)
+def fill_rest(
+    order: np.ndarray,
+    count: np.ndarray,
+    after: np.ndarray,
+    seqlen: int,
+    rows: int,
+    entry: np.ndarray,
+    begin: np.ndarray,
+    used: np.ndarray,
+    groups: int,
+) -> int:
+    """What is left when no row is exactly full any more: several at once, until `rows` are, then best fit.
+
+    Appends to `entry`, `begin`, `used` and returns the groups then.
+    """
+    for wide in range(2, ROWS_AT_ONCE + 1):
+        if rows > 0:
+            before = groups
+            groups = _close(order, count, after, wide * seqlen, entry, begin, used, groups)
+            rows -= wide * (groups - before)
+    return int(best_fit(order, count, after, seqlen, entry, begin, used, groups))
+
+
+@njit(nogil=True, cache=True)
+def room_for(items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(entry, begin, used) for the groups of so many items."""
+    begin = np.empty(items + 1, dtype=np.int64)
+    begin[0] = 0
+    return np.empty(items, dtype=np.int64), begin, np.empty(items, dtype=np.int64)
+
+
+@njit(nogil=True, cache=True)
+def _close(
+    order: np.ndarray,
+    count: np.ndarray,
+    after: np.ndarray,
+    total: int,
+    entry: np.ndarray,
+    begin: np.ndarray,
+    used: np.ndarray,
+    groups: int,
+) -> int:
+    """Groups of exactly `total` tokens, appended to `entry`, `begin`, `used`; returns the groups then."""
+    n, first, cursor = begin[groups], 0, after - count
+    part, end, times = close_exactly(count, total)
     for recipe in range(len(end)):
         for _ in range(times[recipe]):
             for size in part[first : end[recipe]]:
                 entry[n] = order[cursor[size]]
                 cursor[size] += 1
                 n += 1
-            used[full] = seqlen
-            full += 1
-            begin[full] = n
+            used[groups] = total
+            groups += 1
+            begin[groups] = n
         first = end[recipe]
-    rows = best_fit(order, count, after, seqlen, entry, begin, used, full)
-    return entry, begin[: rows + 1], used[:rows]
+    return groups
 
 
 @njit(nogil=True, cache=True)

@@ -24,12 +24,10 @@ import numpy as np
 from numba import njit
 
 from pipeline.errors import ConfigError
-from pipeline.fitting import best_fit, close_exactly, fill_rows
+from pipeline.fitting import close_exactly, fill_rest, fill_rows, room_for
 
-ROWS_AT_ONCE = 4
-"""Most rows that pieces are looked for to fill exactly together ..."""
 WORTH = 1000
-"""... while there are more rows left than one per so many documents: each may cost an excess cut."""
+"""Several rows at once are looked for while there are more left than one per so many documents."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
     """Pack whole documents of `lengths` tokens (int [documents], each at least 1) into sequences of `seqlen` tokens.
 
     Every token goes into exactly one sequence; every sequence but the last is full. Documents longer than `seqlen`
-    give full sequences first, and their last tokens to the packer. Raises
-    ConfigError for a length or seqlen under 1, and for what is no whole number.
+    give full sequences first, and their last tokens to the packer. Raises ConfigError for a length or seqlen under 1,
+    and for what is no whole number.
     """
     for name, given in (("lengths", lengths), ("seqlen", seqlen)):
         kind = np.asarray(given).dtype
@@ -132,41 +130,28 @@ def _pack(
     after = _write_whole(lengths, seqlen, count, order, document, start, length, offsets)
     count[0] = 0
     cursor = after - count
-    p = row = whole
+    part, end, times = close_exactly(count, seqlen)
+    p, row, first = whole, whole, 0
     offsets[row] = p
-    for wide in range(1, ROWS_AT_ONCE + 1):
-        if wide > 1 and (whole + rows - row) * WORTH < len(lengths):
-            break
-        part, end, times = close_exactly(count, wide * seqlen)
-        first, room = 0, seqlen
-        for recipe in range(len(end)):
-            for _ in range(times[recipe]):
-                for tokens in part[first : end[recipe]]:
-                    item = order[cursor[tokens]]
-                    cursor[tokens] += 1
-                    d, begins = item >> 32, (item & 0xFFFFFFFF) * seqlen
-                    ends = begins + tokens
-                    while ends - begins >= room:  # up to the end of the row
-                        document[p], start[p], length[p] = d, begins, room
-                        begins += room
-                        p += 1
-                        row += 1
-                        offsets[row] = p
-                        room = seqlen
-                    if ends > begins:
-                        document[p], start[p], length[p] = d, begins, ends - begins
-                        room -= ends - begins
-                        p += 1
-            first = end[recipe]
-    entry = np.empty(count.sum(), dtype=np.int64)
-    begin, used = np.zeros(len(entry) + 1, dtype=np.int64), np.empty(len(entry), dtype=np.int64)
-    used = used[: best_fit(order, count, after, seqlen, entry, begin, used, 0)]
+    for recipe in range(len(end)):
+        for _ in range(times[recipe]):
+            for tokens in part[first : end[recipe]]:
+                item = order[cursor[tokens]]
+                cursor[tokens] += 1
+                document[p], start[p], length[p] = item >> 32, (item & 0xFFFFFFFF) * seqlen, tokens
+                p += 1
+            row += 1
+            offsets[row] = p
+        first = end[recipe]
+    entry, begin, used = room_for(count.sum())
+    enough = whole + rows - row - len(lengths) // WORTH
+    used = used[: fill_rest(order, count, after, seqlen, enough, entry, begin, used, 0)]
     for i in range(len(entry)):
         d = entry[i] >> 32
         entry[i] = d << 32 | lengths[d] - (entry[i] & 0xFFFFFFFF) * seqlen
     ranked = _fullest_first(used, seqlen, np.arange(len(used)))
     tail = (document[p:], start[p:], length[p:], offsets[row:])
-    pieces = p + _write_rows(lengths, seqlen, whole + rows - row, entry, begin, ranked, *tail)
+    pieces = p + _write_rows(lengths, lengths, seqlen, whole + rows - row, entry, begin, used, ranked, *tail)
     offsets[-1] = pieces  # less than a row is left over: the last sequence
     return int(pieces)
 
@@ -205,8 +190,13 @@ def _write_whole(
 
 
 @njit(nogil=True, cache=True)
-def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def place(
+    lengths: np.ndarray, seqlen: int, rows: int, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pieces for `rows` rows of `seqlen` out of items of 1..seqlen tokens; the fullest rows are kept.
+
+    An item is of a document of sizes[item] tokens: where a cut between rows may be in any of several, one that is a
+    whole document is spared.
 
     Among equally full rows the one with the earliest item comes first, so that nothing waits for ever. Within a row
     items come as they are numbered, not the longest first.
@@ -214,11 +204,11 @@ def place(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.n
     Returns (item, start, length, row), int64 [pieces], ordered by row, the leftovers (row -1) last; `start` counts
     within the item. All rows are full if the items hold at least rows * seqlen tokens; else the last ones are not.
     """
-    entry, begin, used = fill_rows(lengths, seqlen)
+    entry, begin, used = fill_rows(lengths, seqlen, rows)
     ranked = _fullest_first(used, seqlen, _earliest_first(entry, begin, len(lengths)))
     item = np.empty(len(lengths) + rows, dtype=np.int64)
     start, length, offsets = np.empty_like(item), np.empty_like(item), np.zeros(rows + 1, dtype=np.int64)
-    pieces = _write_rows(lengths, seqlen, rows, entry, begin, ranked, item, start, length, offsets)
+    pieces = _write_rows(lengths, sizes, seqlen, rows, entry, begin, used, ranked, item, start, length, offsets)
     row = np.full(pieces, -1, dtype=np.int64)
     for r in range(rows):
         row[offsets[r] : offsets[r + 1]] = r
@@ -254,58 +244,96 @@ def _fullest_first(used: np.ndarray, seqlen: int, sequence: np.ndarray) -> np.nd
     """Rows by decreasing `used`, equal ones as they stand in `sequence`: a counting sort."""
     position = np.zeros(seqlen + 2, dtype=np.int64)
     for tokens in used:
-        position[seqlen - tokens + 1] += 1
+        position[max(seqlen - tokens, 0) + 1] += 1
     position = np.cumsum(position)
     ranked = np.empty_like(sequence)
     for r in sequence:
-        ranked[position[seqlen - used[r]]] = r
-        position[seqlen - used[r]] += 1
+        free = max(seqlen - used[r], 0)
+        ranked[position[free]] = r
+        position[free] += 1
     return ranked
+
+
+@njit(nogil=True, cache=True)
+def _spare(entry: np.ndarray, sizes: np.ndarray, gap: int) -> None:
+    """Exchange the first of `entry` for a whole document that `gap` takes, or else for one that is no whole document.
+
+    So one of the latter is left where a cut must be, if there is any.
+    """
+    chosen = 0
+    for k in range(len(entry)):
+        tokens = entry[k] & 0xFFFFFFFF
+        if tokens < sizes[entry[k] >> 32]:
+            chosen = k
+        elif tokens <= gap:
+            chosen = k
+            break
+    entry[0], entry[chosen] = entry[chosen], entry[0]
+
+
+@njit(nogil=True, cache=True)
+def _filled(row: int, gap: int, seqlen: int, n: int, offsets: np.ndarray) -> tuple[int, int]:
+    """(the row, its gap) when `row` has `gap` free after piece `n`: the next one where it is full."""
+    if gap > 0:
+        return row, gap
+    offsets[row + 1] = offsets[0] + n
+    return row + 1, seqlen
 
 
 @njit(nogil=True, cache=True)
 def _write_rows(
     ends: np.ndarray,
+    sizes: np.ndarray,
     seqlen: int,
     rows: int,
     entry: np.ndarray,
     begin: np.ndarray,
+    used: np.ndarray,
     ranked: np.ndarray,
     item: np.ndarray,
     start: np.ndarray,
     length: np.ndarray,
     offsets: np.ndarray,
 ) -> int:
-    """Write the first `rows` of `ranked` as pieces and fill their gaps from the others; returns how many pieces.
+    """Write `rows` rows as pieces, the first of `ranked`, and fill their gaps from the others; returns the pieces.
 
     offsets[r + 1] is set to offsets[0] + the pieces up to row r; what is left over of the others comes after them.
-    `start` is such that an item ends at `ends`.
+    `start` is such that an item ends at `ends`. `sizes`: see `place`.
     """
-    kept, n = min(rows, len(ranked)), 0
+    kept, room = 0, rows * seqlen
+    while kept < len(ranked) and room >= max(used[ranked[kept]], seqlen):
+        room -= max(used[ranked[kept]], seqlen)
+        kept += 1
     donor = kept  # the row that gives
     at = begin[ranked[kept]] if kept < len(ranked) else 0  # which of its entries
     i, left = 0, 0  # that entry's item, and its tokens not given yet
-    for r in range(rows + 1):
-        gap = seqlen
+    n, row, gap = 0, 0, seqlen
+    for r in range(kept + 1):
         if r < kept:
-            for k in range(begin[ranked[r]], begin[ranked[r] + 1]):
-                whole, tokens = entry[k] >> 32, entry[k] & 0xFFFFFFFF
-                item[n], start[n], length[n] = whole, ends[whole] - tokens, tokens
-                gap -= tokens
-                n += 1
-        while (gap > 0 or r == rows) and donor < len(ranked):  # beyond the last row goes all that is left
+            group = entry[begin[ranked[r]] : begin[ranked[r] + 1]]
+            for k in range(len(group)):
+                if used[ranked[r]] > seqlen:
+                    _spare(group[k:], sizes, gap)
+                own, more = group[k] >> 32, group[k] & 0xFFFFFFFF
+                while more > 0:
+                    taken = min(gap, more)
+                    item[n], start[n], length[n] = own, ends[own] - more, taken
+                    more -= taken
+                    n += 1
+                    row, gap = _filled(row, gap - taken, seqlen, n, offsets)
+        while (gap < seqlen or r == kept) and donor < len(ranked):  # beyond the last row goes all that is left
             if left == 0:
                 i, left = entry[at] >> 32, entry[at] & 0xFFFFFFFF
-            taken = left if r == rows else min(gap, left)
+            taken = left if row == rows else min(gap, left)
             item[n], start[n], length[n] = i, ends[i] - left, taken
-            gap -= taken
             left -= taken
             n += 1
+            if row < rows:
+                row, gap = _filled(row, gap - taken, seqlen, n, offsets)
             if left == 0:
                 at += 1
                 if at == begin[ranked[donor] + 1]:
                     donor += 1
                     at = begin[ranked[donor]] if donor < len(ranked) else 0
-        if r < rows:
-            offsets[r + 1] = offsets[0] + n
+    offsets[row + 1 : rows + 1] = offsets[0] + n
     return n

@@ -1,4 +1,5 @@
-"""The golden order: digests of the first thousand batches. To change one is to change the format: CHANGELOG it."""
+"""The golden order: digests of the first thousand batches. To change one is to change
+the order of every run: raise `curriculum.loader.STATE_VERSION`, and CHANGELOG it."""
 
 import hashlib
 from itertools import islice
@@ -59,9 +60,9 @@ ORDERS = {
 GOLDEN = {
     "constant": "1000 3eba16a74743e8c8",
     "linear": "1000 4c5565ab217dff50",
-    "tokens, in windows": "1000 b3505a07f5397161",
-    "mixture": "1000 6d33a3325d72ead2",
-    "changed twice": "1000 e9affd042b0b9b1f",
+    "tokens, in windows": "1000 32dd1341f4094af7",
+    "mixture": "1000 6ea04d5e944945fe",
+    "changed twice": "1000 ecf655ba87a35780",
 }
 
 

@@ -101,18 +101,22 @@ def test_closing_rows_exactly_equals_its_slow_twin(case, rows_at_once):
     assert (cursor == after - count).all()
 
 
-@given(ITEMS, st.integers(1, 3))
-def test_rows_hold_every_item_once_the_full_rows_first(case, copies):
+@given(ITEMS, st.integers(1, 3), st.integers(0, 12))
+def test_rows_hold_every_item_once_the_full_rows_first(case, copies, rows):
     seqlen, lengths = case[0], case[1] * copies + [0]  # an item of no tokens is in no row
-    entry, begin, used = fill_rows(np.array(lengths, dtype=np.int64), seqlen)
+    entry, begin, used = fill_rows(np.array(lengths, dtype=np.int64), seqlen, rows)
     entry = entry[: begin[-1]]
     assert sorted(entry.tolist()) == [i << 32 | n for i, n in enumerate(lengths) if n]
-    for row, tokens in enumerate(used.tolist()):
-        held = entry[begin[row] : begin[row + 1]].tolist()
-        assert 0 < sum(e & 0xFFFFFFFF for e in held) == tokens <= seqlen
-    bins, rows = slow_close_exactly(lengths[:-1], seqlen)
-    assert (used[:rows] == seqlen).all()
-    for row in range(rows):
+    for group, tokens in enumerate(used.tolist()):
+        held = entry[begin[group] : begin[group + 1]].tolist()
+        assert 0 < sum(e & 0xFFFFFFFF for e in held) == tokens
+    full = int((used >= seqlen).sum())
+    assert (used[:full] % seqlen == 0).all()
+    assert (used[:full] // seqlen <= 4).all()
+    bins, alone = slow_close_exactly(lengths[:-1], seqlen)
+    assert (used[:alone] == seqlen).all()
+    assert alone < rows or (used <= seqlen).all()
+    for row in range(alone):
         assert {e >> 32 for e in entry[begin[row] : begin[row + 1]].tolist()} == {
             i for i, placed in enumerate(bins) if placed == row
         }
@@ -130,7 +134,8 @@ def test_bits_are_a_set_of_numbers(numbers, at):
 @given(ITEMS, st.integers(0, 12))
 def test_place_fills_every_row_while_tokens_last_and_loses_none(case, rows):
     seqlen, lengths = case
-    item, start, length, row = place(np.array(lengths, dtype=np.int64), seqlen, rows)
+    items = np.array(lengths, dtype=np.int64)
+    item, start, length, row = place(items, seqlen, rows, items)
     served = sorted((i, s + k) for i, s, n in zip(item, start, length, strict=True) for k in range(n))
     assert served == [(i, k) for i, n in enumerate(lengths) for k in range(n)]
     held = np.bincount(row[row >= 0], weights=length[row >= 0], minlength=rows)
@@ -138,6 +143,17 @@ def test_place_fills_every_row_while_tokens_last_and_loses_none(case, rows):
     assert held.sum() == min(sum(lengths), rows * seqlen)
     assert (np.diff(row[row >= 0]) >= 0).all()
     assert (row[np.count_nonzero(row >= 0) :] == -1).all()
+
+
+def test_rows_filled_together_are_cut_in_no_whole_document_where_another_can_be():
+    items = np.array([7, 6, 7])  # no two make up 10 or 20, all three do
+    for whole in range(3):
+        sizes = items.copy()
+        sizes[whole] += 10
+        item, _, length, row = place(items, 10, 2, sizes)
+        assert item.tolist().count(whole) == 2
+        assert len(item) == 4
+        assert [int(length[row == r].sum()) for r in (0, 1)] == [10, 10]
 
 
 @given(st.lists(st.integers(1, 300), max_size=50), st.integers(1, 64))
