@@ -297,6 +297,26 @@ def test_sampling_goes_on_from_the_prompt_and_is_seeded(whole):
         sample(whole / "nowhere", "", tokens=1, temperature=1.0, top_k=0, seed=1)
 
 
+def test_sampling_takes_what_the_model_says_of_all_that_is_written_so_far(whole, monkeypatch):
+    """Also where that is more than the model has positions: then of the last ones. Weights that say much."""
+    trained, prompt = load_run(whole), " ".join(f"w{1 + i % 40}" for i in range(28))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            parameter.normal_(generator=generator)
+    monkeypatch.setattr("train.sample.load_run", lambda run: trained)
+    tokenizer, positions = trained.tokenizer(), trained.shape.positions
+    ids = [trained.shape.bos_id, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    with torch.no_grad():
+        for _ in range(8):
+            seen = torch.tensor([ids[-positions:]])
+            ids.append(int(trained.model(seen, torch.arange(seen.shape[1])[None])[0, -1].argmax()))
+    assert len(ids) > positions
+    assert len(set(ids[-8:])) > 1
+    assert trained.shape.eos_id not in ids[1:]
+    assert sample(whole, prompt, tokens=8, temperature=0.0, top_k=0, seed=1) == tokenizer.decode(ids[1:])
+
+
 def test_checkpoints_hold_plain_json_and_tensors_only(whole):
     for folder in checkpoint.find(whole):
         assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
