@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.batch import Allocate, Batch, allocate_int64, make_batches, windowed
+from curriculum.batch import Allocate, Batch, make_batches, windowed
 from curriculum.dealing import sequences_of
+from curriculum.memory import Reused
 from curriculum.mixture import Mixture
 from curriculum.order import Order
 from curriculum.phases import SEQUENCES
@@ -31,7 +32,7 @@ from pipeline.reader import Store
 
 STATE_VERSION = 3
 """Of the order of batches too: a state of another version would go on in another order, and is refused."""
-CHUNK_TOKENS = 1 << 17
+CHUNK_TOKENS = 1 << 19
 """Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
 MOST_THREADS = 2
 """More wait for Python's lock and for memory."""
@@ -42,9 +43,10 @@ class CurriculumLoader:
 
     `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
     it owns threads. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
-    are made, for example pinned memory (docs/serving.md). `mixture` weighs the store's sources; `window_tokens`
-    are dealt together (docs/dealing.md; None: as `window_of` says, or the state that is loaded). Raises ConfigError
-    where the schedule asks for more data than there are, or a batch has fewer sequences than ranks.
+    are made, for example pinned memory (docs/serving.md); without it, memory is used again once nobody holds it.
+    `mixture` weighs the store's sources; `window_tokens` are dealt together (docs/dealing.md; None: as `window_of`
+    says, or the state that is loaded). Raises ConfigError where the schedule asks for more data than there are, or a
+    batch has fewer sequences than ranks.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class CurriculumLoader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
-        allocate: Allocate = allocate_int64,
+        allocate: Allocate | None = None,
         mixture: Mixture | None = None,
         window_tokens: int | None = None,
     ) -> None:
@@ -72,7 +74,7 @@ class CurriculumLoader:
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
-        self.allocate = allocate
+        self.allocate = allocate or Reused(3 * CHUNK_TOKENS)
         self.step = 0
         """Batches handed out so far."""
         self._chunks: Prefetch[list[Batch]] | None = None

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import deque
 from unittest import mock
 
 import numpy as np
@@ -210,6 +211,21 @@ def test_memory_used_in_a_circle_is_safe_from_prefetch_plus_two_on(store, schedu
             allocate=lambda shape: next(circle)[: math.prod(shape)].reshape(shape),
         ) as loader:
             assert sum(same(batch, known) for batch, known in zip(loader, expected, strict=True)) == len(expected)
+
+
+@settings(max_examples=20)
+@given(schedule=SCHEDULES, held=st.integers(0, 30), every=st.integers(1, 4))
+def test_batches_stay_as_they_are_while_they_are_held(store, schedule, held, every):
+    expected, kept = batches_of(store, schedule), deque(maxlen=held)
+    with (
+        mock.patch("curriculum.loader.CHUNK_TOKENS", 300),
+        CurriculumLoader(store, schedule, seed=3) as loader,
+    ):
+        for number, batch in enumerate(loader):
+            assert same(batch, expected[number])
+            if number % every == 0:
+                kept.append((number, batch.labels))
+            assert all(np.array_equal(labels, expected[n].labels) for n, labels in kept)
 
 
 @pytest.mark.parametrize(

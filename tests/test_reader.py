@@ -48,6 +48,37 @@ def test_inputs_are_labels_shifted_by_one_within_the_document(tmp_path_factory, 
     assert positions.tolist() == [k for _, _, n in pieces for k in range(n)]
 
 
+@pytest.fixture(scope="module", params=[50, 70_000])
+def long_documents(tmp_path_factory, request):
+    documents = documents_of([5000, 3, 1, 9001, 40], request.param)
+    path = tmp_path_factory.mktemp("store")
+    write_store(path, documents, shards=2, vocab_size=request.param, bos_id=49)
+    return Store.open(path), documents
+
+
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9000), st.integers(1, 9001)), min_size=1, max_size=6),
+    dtype=st.sampled_from([np.int32, np.int64]),
+    shifts=st.tuples(*[st.integers(0, 17)] * 3),
+)
+def test_pieces_of_any_length_go_to_any_address_and_nowhere_else(long_documents, pieces, dtype, shifts):
+    store, documents = long_documents
+    pieces = [(d, s % len(documents[d]), n) for d, s, n in pieces]
+    pieces = [(d, s, min(n, len(documents[d]) - s)) for d, s, n in pieces]
+    document, start, length = np.array(pieces, dtype=np.int64).T.copy()
+    size = int(length.sum())
+    memory = [np.full(shift + size + 9, -5, dtype=dtype) for shift in shifts]
+    store.gather(document, start, length, *[m[shift : shift + size] for m, shift in zip(memory, shifts, strict=True)])
+    with_bos = [np.append(49, tokens) for tokens in documents]
+    expected = [
+        np.concatenate([with_bos[d][s : s + n] for d, s, n in pieces]),
+        np.concatenate([documents[d][s : s + n] for d, s, n in pieces]),
+        np.concatenate([np.arange(n) for _, _, n in pieces]),
+    ]
+    for found, shift, values in zip(memory, shifts, expected, strict=True):
+        assert np.array_equal(found, np.pad(values.astype(np.int64), (shift, 9), constant_values=-5))
+
+
 @pytest.mark.parametrize("piece", [(7, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 5, 1), (0, 3, 3), (0, 0, 0)])
 def test_a_piece_outside_its_document_is_a_bug_that_is_found(tmp_path, piece):
     write_store(tmp_path, documents_of([5, 1, 9]), shards=2)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from curriculum.batch import Allocate, allocate_int64
+from curriculum.batch import Allocate
 from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
 from curriculum.resolve import check_first_batch
@@ -252,7 +252,7 @@ class Config(Section):
         )
 
     def loader(
-        self, store: Store, *, rank: int = 0, world_size: int = 1, allocate: Allocate = allocate_int64
+        self, store: Store, *, rank: int = 0, world_size: int = 1, allocate: Allocate | None = None
     ) -> CurriculumLoader:
         """The run's batches from its beginning; Raises ConfigError as `schedule` does.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curriculum.adaptive import Calm
-from curriculum.batch import Batch, allocate_int64
+from curriculum.batch import Batch
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
@@ -63,7 +63,7 @@ class Run:
             self.store,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
-            allocate=allocate_pinned if self.device.type == "cuda" else allocate_int64,
+            allocate=allocate_pinned if self.device.type == "cuda" else None,
         )
         self.schedule: Schedule = self.loader.schedule
         torch.manual_seed(config.run.seed)

@@ -1,0 +1,41 @@
+"""Memory for batches that is used again as soon as nobody refers to what was made in it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+
+import numpy as np
+
+MOST_FREE = 8
+"""Arrays kept for later; of a loader, no more are on their way at once."""
+
+
+class Reused:
+    """Shape -> int64 array, in memory that no other one made here is in while that or a view of it is alive.
+
+    Fresh memory costs a page fault every 4 KB, which is as long as filling it with tokens, wherever the allocator gives
+    freed memory back to the system. Arrays are made from `least` items or more. For one caller at a time; arrays may
+    be dropped in any thread.
+    """
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        self._free: list[np.ndarray] = []
+
+    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of `shape`, its values left over from earlier ones."""
+        size = math.prod(shape)
+        memory = self._free.pop() if self._free else np.empty(0, dtype=np.int64)
+        if len(memory) < size:
+            memory = np.empty(max(size, self.least), dtype=np.int64)
+        lease = (ctypes.c_int64 * len(memory)).from_buffer(
+            memory.data
+        )  # all views refer to it, and it can be watched
+        weakref.finalize(lease, self._give_back, memory)
+        return np.frombuffer(memoryview(lease), dtype=np.int64, count=size).reshape(shape)
+
+    def _give_back(self, memory: np.ndarray) -> None:
+        if len(self._free) < MOST_FREE:
+            self._free.append(memory)
