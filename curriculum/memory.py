@@ -15,9 +15,9 @@ MOST_FREE = 8
 class Reused:
     """Shape -> int64 array, in memory that no other one made here is in while that or a view of it is alive.
 
-    Fresh memory costs a page fault every 4 KB, which is as long as filling it with tokens, wherever the allocator gives
-    freed memory back to the system. Arrays are made from `least` items or more. For one caller at a time; arrays may
-    be dropped in any thread.
+    Where the allocator gives freed memory back to the system, fresh memory costs a page fault every 4 KB: as long as
+    filling it with tokens. Arrays are made in memory of `least` items or more. For one caller at a time; they may be
+    dropped in any thread.
     """
 
     def __init__(self, least: int) -> None:
@@ -30,9 +30,8 @@ class Reused:
         memory = self._free.pop() if self._free else np.empty(0, dtype=np.int64)
         if len(memory) < size:
             memory = np.empty(max(size, self.least), dtype=np.int64)
-        lease = (ctypes.c_int64 * len(memory)).from_buffer(
-            memory.data
-        )  # all views refer to it, and it can be watched
+        # What all views refer to, and can be watched: numpy's own views refer to one another's owner.
+        lease = (ctypes.c_int64 * len(memory)).from_buffer(memory.data)
         weakref.finalize(lease, self._give_back, memory)
         return np.frombuffer(memoryview(lease), dtype=np.int64, count=size).reshape(shape)
 
