@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -62,7 +65,8 @@ def train_tokenizer(
                 on_document(len(text))
                 yield text
 
-    tokenizer.train_from_iterator(texts(), trainer)
+    with _ended_by_ctrl_c():
+        tokenizer.train_from_iterator(texts(), trainer)
     if not seen:
         raise CorpusError(
             "the corpus is empty",
@@ -71,6 +75,22 @@ def train_tokenizer(
         )
     write_atomically(out, partial(write_bytes, data=tokenizer.to_str(pretty=True).encode()))
     return tokenizer
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """SIGINT ends the process at once: Python would hear of it when the trainer is done, after minutes.
+
+    Nothing is half-written meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _raise(error: CorpusError) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from pipeline.cli import main
 from pipeline.documents import Reading
 from pipeline.errors import CorpusError, StoreError
 from pipeline.reader import Store
+from pipeline.vocabulary import train_tokenizer
 
 GOOD = b'{"text": "a"}\n'
 MORE = b'{"text": "b"}\n'
@@ -228,6 +230,18 @@ def test_a_tokenizer_is_trained_on_standard_input_and_sources(build, tmp_path):
         result = CliRunner().invoke(main, command, input=GOOD * 3)
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["documents"] == (3 if "-" in given else 1)
+
+
+def test_ctrl_c_does_not_wait_for_a_tokenizer_in_training(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(GOOD * 3)
+    before, during = signal.getsignal(signal.SIGINT), []
+
+    def look(text_bytes):
+        during.append(signal.getsignal(signal.SIGINT))
+
+    inputs = (str(tmp_path / "c.jsonl"),)
+    train_tokenizer(inputs, tmp_path / "t.json", vocab_size=260, reading=Reading(), on_document=look)
+    assert during == [signal.SIG_DFL] * 3 and signal.getsignal(signal.SIGINT) == before
 
 
 def test_line_numbers_beyond_the_counted_part_are_bytes(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from train.cli import main
 from train.config import load_config
 from train.optimizer import learning_rate
 from train.probe import KEPT_NAME, Probe, probing
+from train.signals import StoppedEarly
 from train.tune import GRID, Settings, Space, choose, cost, space_of, tune
 from train.tuned import CHOSEN_NAME, PICTURE_NAME
 
@@ -277,10 +279,16 @@ def test_a_folder_that_cannot_be_made_is_an_error(store, tmp_path):
         tune(config_of(store, tmp_path / "run"), tmp_path / "t", Settings(most_share=100), warn=quiet)
 
 
-def test_a_tuning_stopped_by_a_signal_says_so(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize("early", [False, True])
+def test_a_tuning_stopped_by_a_signal_says_so(store, tmp_path, monkeypatch, early):
+    def stopped(config, warn):
+        if early:  # before the first step of a probe
+            raise StoppedEarly("SIGINT")
+        return SimpleNamespace(finished=False)
+
     toml = tmp_path / "run.toml"
     toml.write_text(as_toml(settings_of(store, tmp_path / "run")))
-    monkeypatch.setattr(probing_module, "run", lambda config, warn: type("Outcome", (), {"finished": False}))
+    monkeypatch.setattr(probing_module, "run", stopped)
     done = CliRunner().invoke(main, ["tune", str(toml), "--most-share", "100"])
     assert done.exit_code == 75
     assert "the same command goes on" in done.stderr

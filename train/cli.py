@@ -195,7 +195,7 @@ def tune(
     """
     from train.config import load_config
     from train.probe import Stopped
-    from train.signals import STOPPED
+    from train.signals import STOPPED, StoppedEarly
     from train.tune import Settings
     from train.tune import tune as search
     from train.tuned import CHOSEN_NAME, PICTURE_NAME, draw, failure, render
@@ -205,7 +205,7 @@ def tune(
     settings = Settings(threshold=threshold, multiples=multiples, validations=validations, most_share=most_share)
     try:
         tuned = search(given, folder, settings, force=force, warn=lambda text: click.echo(text, err=True))
-    except Stopped:
+    except (Stopped, StoppedEarly):
         click.echo(f"stopped; the same command goes on: {folder}", err=True)
         sys.exit(STOPPED)
     draw(tuned, folder / PICTURE_NAME)
