@@ -1,5 +1,9 @@
 """Configs: overrides reach their key, and mistakes are named with what is allowed."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from runs import as_toml, settings_of, tiny_store
 
@@ -19,6 +23,20 @@ def test_overrides_by_full_name_or_by_unique_last_part(toml):
     config = load_config(toml, ["optimizer.lr=2e-3", "seed=7", "run.dir=runs/b", "optimizer.betas=[0.8, 0.9]"])
     assert (config.optimizer.lr, config.run.seed, str(config.run.dir)) == (2e-3, 7, "runs/b")
     assert config.optimizer.betas == (0.8, 0.9)
+
+
+def test_a_whole_number_may_be_written_as_in_science(toml):
+    assert load_config(toml, ["run.total_tokens=2e6"]).run.total_tokens == 2_000_000
+    with pytest.raises(ConfigError, match="fractional"):
+        load_config(toml, ["run.total_tokens=2.5"])
+
+
+def test_a_config_is_utf_8_whatever_the_locale(toml):
+    toml.write_text(toml.read_text(encoding="utf-8").replace("runs/a", "läufe/ä"), encoding="utf-8")
+    code = f"from train.config import *; print(ascii(load_config(Path({str(toml)!r})).run.dir))"
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=False)
+    assert "l\\xe4ufe/\\xe4" in done.stdout, done.stderr
 
 
 def test_a_preset_gives_what_is_not_said(toml):

@@ -210,7 +210,7 @@ def tune(
         sys.exit(STOPPED)
     draw(tuned, folder / PICTURE_NAME)
     if tuned.toml:
-        (folder / CHOSEN_NAME).write_text(tuned.toml)
+        (folder / CHOSEN_NAME).write_text(tuned.toml, encoding="utf-8")
     if as_json:
         echo_json({**tuned.to_json(), "picture": str(folder / PICTURE_NAME)})
     else:
@@ -310,7 +310,7 @@ def compare(
 
         write_page(found, html)
     if table:
-        table.write_text(comparing.as_markdown(found))
+        table.write_text(comparing.as_markdown(found), encoding="utf-8")
     written = {"picture": out, "page": html, "table": table}
     if as_json:
         echo_json({**found.to_json(), **{name: str(path) if path else None for name, path in written.items()}})

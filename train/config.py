@@ -41,7 +41,7 @@ positions as the longest length of its schedule; GPT-2 was published with 1024, 
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, and numbers that are not finite; values are not coerced from other types."""
+    """Unknown keys are errors, and numbers that are not finite; 2e6 is a whole number too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -32,7 +32,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if any(path.samefile(file) for file in above):
         raise ConfigError("a config is its own base", where=path, found=" -> ".join(map(str, (*above, path))))
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("not TOML", where=path, found=error) from error
     base = data.pop("base", None)
