@@ -295,6 +295,8 @@ def test_sampling_goes_on_from_the_prompt_and_is_seeded(whole):
     assert all(text.startswith("w3 w4") for text in texts)
     with pytest.raises(RunError, match="not a run"):
         sample(whole / "nowhere", "", tokens=1, temperature=1.0, top_k=0, seed=1)
+    with pytest.raises(ConfigError, match="not text"):
+        sample(whole, "caf\udce9", tokens=1, temperature=1.0, top_k=0, seed=1)
 
 
 def test_sampling_takes_what_the_model_says_of_all_that_is_written_so_far(whole, monkeypatch):

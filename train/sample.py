@@ -20,6 +20,8 @@ def sample(run: Path, prompt: str, *, tokens: int, temperature: float, top_k: in
         raise ConfigError("tokens must be positive, temperature and top-k not negative")
     trained = load_run(run)
     model, shape, tokenizer = trained.model, trained.shape, trained.tokenizer()
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ConfigError("the prompt is not text in this terminal's encoding", found=ascii(prompt), allowed="UTF-8")
     ids = [shape.bos_id, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     given = len(ids)
     generator = torch.Generator().manual_seed(seed)
