@@ -28,7 +28,7 @@ class Place(click.ParamType):  # type: ignore[type-arg]
 
 STORE = click.argument("store", type=Place())
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-RESUMED = ("build", "run")
+RESUMED = ("build", "run", "tune")
 """Commands that a rerun goes on with."""
 FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 SPLIT = click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True)

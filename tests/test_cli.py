@@ -145,6 +145,18 @@ def test_an_end_of_document_token_that_text_may_hold_is_told(tmp_path):
         assert ("no special token" in done.stderr) == told
 
 
+@pytest.mark.parametrize(("script", "name", "command"), COMMANDS)
+def test_ctrl_c_says_whether_the_same_command_goes_on(script, name, command, monkeypatch):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.commands[command], "callback", interrupted)
+    monkeypatch.setattr(script.commands[command], "params", [])
+    said = call(script, command, status=130).stderr
+    assert ("goes on where it stopped" in said) == (command in ("build", "run", "tune"))
+    assert ("begins again" in said) == (command not in ("build", "run", "tune"))
+
+
 def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):
     store = tiny_store(tmp_path / "store")
     toml = tmp_path / "run.toml"
