@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.plot import COLOURS
-from train.statistics import Mean, mean_of
+from train.statistics import CONFIDENCE, Mean, holm, mean_of, p_of
 
 BAR = 0.5
 TABLE_NAME, JSON_NAME, PICTURE_NAME = "table.md", "table.json", "study.png"
@@ -44,6 +44,14 @@ def summarise(results: Results, bar: float) -> dict[str, Any]:
     references = list(dict.fromkeys([arms[0], *(arm for arm in REFERENCES if arm in arms)]))
     for arm in arms:
         made[arm]["less"] = {other: difference(cells, made, arm, other) for other in references}
+    pairs: dict[frozenset[str], list[dict[str, Any]]] = {}  # two references are compared both ways: one question
+    for arm in arms:
+        for other, less in made[arm]["less"].items():
+            if less and less["p"] is not None:
+                pairs.setdefault(frozenset((arm, other)), []).append(less)
+    for sides, p in zip(pairs.values(), holm([sides[0]["p"] for sides in pairs.values()]), strict=True):
+        for less in sides:
+            less["p_holm"] = p
     return {"bar": bar, "runs": len(results), "references": references, "arms": made}
 
 
@@ -99,7 +107,7 @@ def cell_summary(cell: Results, limit: float) -> dict[str, Any]:
 def difference(cells: dict[str, Any], made: dict[str, Any], arm: str, other: str) -> dict[str, Any] | None:
     """Loss of `arm` less that of `other`, each at its best rate, seed by seed over those both have.
 
-    `clear`: the 95 % interval of the differences leaves out 0.
+    `p`: two-sided, of no difference; None of one pair. `p_holm`, where it has been set: among all of a study.
     """
     if arm == other or made[arm]["best_lr"] is None or made[other]["best_lr"] is None:
         return None
@@ -110,7 +118,7 @@ def difference(cells: dict[str, Any], made: dict[str, Any], arm: str, other: str
     if not pairs:
         return None
     mean = mean_of(pairs)
-    return {**as_json(mean), "clear": mean.half is not None and abs(mean.mean) > mean.half}
+    return {**as_json(mean), "p": p_of(mean), "p_holm": None}
 
 
 def losses_of(cell: Results) -> list[float]:
@@ -131,8 +139,8 @@ def as_markdown(summary: dict[str, Any]) -> str:
         f"{summary['runs']} runs. Validation loss at full length, nats a token: mean ± half of its 95 % t-interval "
         "over seeds (n). A run has *failed* where its loss is not finite, or where, at a rate above its arm's best, "
         f"it ends more than {summary['bar']:g} nats above the mean there; a rate *trains* where no seed failed there "
-        "or at a lower one. Differences are seed by seed, each arm at its best rate; **bold** where their interval "
-        "leaves out 0, as one in twenty does by chance.",
+        "or at a lower one. Differences are seed by seed, each arm at its best rate; *slanted* where their interval "
+        "leaves out 0, as one in twenty does by chance; **bold** where that holds among all of the table (Holm).",
         "",
         f"| arm | best rate | loss there | {' | '.join(f'less {name}' for name in references)} | "
         "largest rate that trains | spikes at best |",
@@ -181,7 +189,10 @@ def loss_cell(row: dict[str, Any]) -> str:
 def less_cell(less: dict[str, Any] | None) -> str:
     if less is None:
         return ""
-    return f"**{shown(less, '+')}**" if less["clear"] else shown(less, "+")
+    sure = 1 - CONFIDENCE
+    alone, among_all = (p is not None and p < sure for p in (less["p"], less["p_holm"]))
+    mark = "**" if among_all else "*" if alone else ""
+    return f"{mark}{shown(less, '+')}{mark}"
 
 
 def ratio_cell(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.statistics import correlation, mean_of, t_quantile, t_two_sided
+from train.statistics import correlation, holm, mean_of, p_of, t_quantile, t_two_sided
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,33 @@ def test_p_values_of_pure_chance_are_uniform():
     assert correlation([1, 2, 3, 4], [2, 4, 6, 8]).p < 1e-12
     assert correlation([1, 1, 1], [1, 2, 3]) is None
     assert correlation([1, 2], [1, 2]) is None
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_an_interval_leaves_out_zero_where_p_is_below_a_twentieth(values):
+    mean = mean_of(values)
+    p = p_of(mean)
+    if abs(abs(mean.mean) - mean.half) > 1e-6:
+        assert (p < 0.05) == (abs(mean.mean) > mean.half)
+    assert p_of(mean_of(values[:1])) is None
+
+
+def test_p_of_a_mean_is_that_of_the_tables():
+    assert math.isclose(p_of(mean_of([1.0, 2.0, 3.0])), 0.0741799, rel_tol=1e-5)  # t = 2 sqrt(3), 2 degrees
+    assert (p_of(mean_of([2.0, 2.0])), p_of(mean_of([0.0, 0.0]))) == (0.0, 1.0)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.3))
+def test_holm_rejects_what_the_step_down_procedure_rejects(ps, level):
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        if ps[index] * (len(ps) - rank) > level:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(holm(ps)) if p <= level} == rejected
+
+
+def test_holm_keeps_the_chance_of_any_error_and_p_values_their_place():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -196,7 +196,7 @@ def test_the_summary_is_plain_arithmetic(study):
     assert (a["best_lr"], a["largest_lr"], b["best_lr"]) == (0.1, 0.1, 0.1)
     assert summary["references"] == ["a"] and a["less"] == {"a": None}
     assert math.isclose(b["less"]["a"]["mean"], ((1.8 - 2.0) + (2.1 - 2.2)) / 2)
-    assert not b["less"]["a"]["clear"]  # of two seeds: 12.7 times their scatter
+    assert math.isclose(b["less"]["a"]["p"], 1 - 2 / math.pi * math.atan(3), rel_tol=1e-6)  # t = 0.15 / 0.05
     half = 12.7062 * 0.15 * math.sqrt(2) / math.sqrt(2)  # t(0.975, 1) * s / sqrt(2), s = 0.3 / sqrt(2)
     assert math.isclose(b["rates"][0]["validation_loss"]["half"], half, rel_tol=1e-4)
     assert b["rates"][1]["validation_loss"] == {"mean": 2.3, "half": None, "n": 1}
@@ -218,15 +218,23 @@ def test_every_arm_is_compared_seed_by_seed_with_the_first_and_with_slw_and_its_
     summary = study.study_report.summarise(results, 0.5)
     assert summary["references"] == ["constant", "slw", "batch-warmup"]
     less = {name: arm["less"] for name, arm in summary["arms"].items()}
-    assert less["slw"]["constant"]["clear"]  # the seeds scatter by a nat, the differences by a hundredth
+    assert less["slw"]["constant"]["p"] < 0.01  # the seeds scatter by a nat, the differences by a hundredth
     assert math.isclose(less["slw"]["constant"]["mean"], -0.1) and less["slw"]["slw"] is None
-    assert less["batch-warmup"]["constant"]["clear"] is False
-    assert less["other"]["slw"] == {"mean": pytest.approx(-0.9), "half": None, "n": 1, "clear": False}
+    assert less["batch-warmup"]["constant"]["p"] > 0.05
+    assert less["other"]["slw"] == {"mean": pytest.approx(-0.9), "half": None, "n": 1, "p": None, "p_holm": None}
+    # three questions: of each two of the three arms with seeds in common
+    assert less["slw"]["constant"]["p_holm"] == 3 * less["slw"]["constant"]["p"] == less["constant"]["slw"]["p_holm"]
     assert math.isclose(summary["arms"]["slw"]["rates"][0]["spike_share"]["mean"], 0.05)
     table = study.study_report.as_markdown(summary)
     marked = [cell for line in table.splitlines() for cell in line.split(" | ") if cell.startswith("**")]
     assert [cell[:10] for cell in marked] == ["**+0.100 ±", "**-0.100 ±"]
     assert "1.50, 1.70 (5.0 %)" in table
+    wavering = {"constant": [2.0, 2.0, 2.0], "slw": [1.9, 1.93, 1.88], "batch-warmup": [1.9, 1.84, 2.0]}
+    results = [result(arm, 0.1, seed, loss) for arm, row in wavering.items() for seed, loss in enumerate(row)]
+    results += [result("other", 0.1, seed, loss) for seed, loss in enumerate([1.97, 1.96, 1.975])]
+    table = study.study_report.as_markdown(study.study_report.summarise(results, 0.5))
+    (row,) = [line for line in table.splitlines() if line.startswith("| other | 0.1")]
+    assert row.split(" | ")[3].startswith("*-0.032 ±")  # p = 0.02, of six
 
 
 @pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)

@@ -46,6 +46,24 @@ def mean_of(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
     return Mean(mean, t_quantile(0.5 + confidence / 2, n - 1) * deviation / math.sqrt(n), n)
 
 
+def p_of(mean: Mean) -> float | None:
+    """Two-sided p that the mean behind a `mean_of` is 0, by Student's t; None of one number."""
+    if mean.half is None:
+        return None
+    if mean.half == 0:
+        return float(mean.mean == 0)
+    return t_two_sided(mean.mean / mean.half * t_quantile(0.5 + CONFIDENCE / 2, mean.n - 1), mean.n - 1)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values of questions asked together, adjusted: below a when the chance of any error is to be a (Holm 1979)."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
     """Pearson's correlation of pairs, those that are not finite left out.
 
