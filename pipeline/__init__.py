@@ -1,5 +1,5 @@
 """Text to tokens to shards: the offline half, behind `slw-prep`. Knows no schedule."""
 
-from pipeline.kernels import drop_stale
+from pipeline.numba_cache import drop_stale
 
 drop_stale()

@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
-from pipeline.kernels import PACKAGES, drop_stale
+from pipeline.numba_cache import PACKAGES, drop_stale
 
 INNER = "from numba import njit\n@njit(cache=True)\ndef inner(x):\n    return x + {}\n"
 OUTER = "from numba import njit\nfrom inner import inner\n@njit(cache=True)\ndef outer(x):\n    return inner(x)\n"
 RUN = "import sys\nfrom pathlib import Path\n{}from outer import outer\nprint(outer(1))\n"
-DROP = "from pipeline.kernels import drop_stale\ndrop_stale([Path.cwd()])\n"
+DROP = "from pipeline.numba_cache import drop_stale\ndrop_stale([Path.cwd()])\n"
 
 
 def run(folder, text):
@@ -26,7 +26,7 @@ def test_a_kernel_is_compiled_again_when_one_that_it_calls_changed(tmp_path):
     compiled = {file: file.stat().st_mtime_ns for file in (tmp_path / "__pycache__").glob("*.nbi")}
     assert len(compiled) == 2
     (tmp_path / "inner.py").write_text(INNER.format(10))
-    assert run(tmp_path, RUN.format("")) == 2, "numba sees it by itself now: pipeline/kernels.py can go"
+    assert run(tmp_path, RUN.format("")) == 2, "numba sees it by itself now: pipeline/numba_cache.py can go"
     assert run(tmp_path, RUN.format(DROP)) == 11
     again = {file: file.stat().st_mtime_ns for file in compiled}
     drop_stale([tmp_path])

@@ -1,7 +1,8 @@
-"""numba's files of compiled kernels, which outlive what they were compiled from.
+"""numba's cache of compiled kernels (`njit(cache=True)`, in __pycache__), cleared where it is out of date.
 
-numba keeps a kernel while the file of the kernel is the same, whatever became of the kernels that it calls from other
-files: after `git pull` a changed packer would go on dealing as before, and a resumed run with it.
+numba recompiles a kernel when the kernel's own file changes, but not when a kernel that it calls from another file
+does: after a `git pull` that changes the packer, the dealer would still run the old one. `pipeline` calls `drop_stale`
+when it is imported, before any kernel is loaded.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ PACKAGES = [Path(__file__).parents[1] / name for name in ("pipeline", "curriculu
 
 
 def drop_stale(packages: Iterable[Path] = PACKAGES) -> None:
-    """Delete kernels compiled before any file of kernels changed: they are compiled again when next called.
+    """Delete every cached kernel that is older than the newest source file with kernels; the next call compiles it.
 
-    Where numba keeps them elsewhere (NUMBA_CACHE_DIR, or folders one may not write) they are left alone.
+    A cache kept elsewhere (NUMBA_CACHE_DIR, or where the package cannot be written) is left alone.
     """
     with contextlib.suppress(OSError):  # another process may do the same
         indexes = [index for package in packages for index in (package / "__pycache__").glob("*.nbi")]
