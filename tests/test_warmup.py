@@ -19,10 +19,11 @@ from train import run as runs
 from train.compile import Compiler
 from train.distributed import Ranks
 from train.metrics import read_metrics
+from train.out_of_memory import largest_that_fits, out_of_memory_explained
 from train.run import Run
 from train.snapshot import load_random_state, model_tensors, optimizer_tensors, random_state
 from train.state import save
-from train.warmup import Shape, Untouched, fits, fitting, largest_first, shapes_of
+from train.warmup import Shape, Untouched, largest_first, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 RAMP = {
@@ -126,16 +127,16 @@ def test_the_largest_micro_batch_that_fits_is_found_by_halving():
         if tokens > 3000:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert fitting(attempt, 16_384, 1024) == 2048
+    assert largest_that_fits(attempt, 16_384, 1024) == 2048
     assert tried == [16_384, 8192, 4096, 2048]
-    assert fitting(attempt, 512, 2500) == 2500
+    assert largest_that_fits(attempt, 512, 2500) == 2500
     with pytest.raises(RunError, match="does not fit"):
-        fitting(attempt, 16_384, 4096)
+        largest_that_fits(attempt, 16_384, 4096)
 
 
 def test_all_ranks_take_what_fits_on_each():
     answers = iter([False, True])
-    assert fitting(lambda tokens: None, 64, 8, lambda mine: mine and next(answers)) == 32
+    assert largest_that_fits(lambda tokens: None, 64, 8, lambda mine: mine and next(answers)) == 32
 
 
 @pytest.mark.parametrize(
@@ -154,18 +155,21 @@ def test_a_lack_of_memory_is_known_whoever_tells_it_and_nothing_else_is_taken_fo
             raise error
 
     if found:
-        assert fitting(attempt, 64, 8) == found
-        with pytest.raises(RunError, match=r"64 tokens: .*(?:out of memory|ALLOC)"), fits(lambda: 64):
+        assert largest_that_fits(attempt, 64, 8) == found
+        with (
+            pytest.raises(RunError, match=r"64 tokens: .*(?:out of memory|ALLOC)"),
+            out_of_memory_explained(lambda: 64),
+        ):
             attempt(64)
     else:
-        for tried in (lambda: fitting(attempt, 64, 8), lambda: within(attempt)):
+        for tried in (lambda: largest_that_fits(attempt, 64, 8), lambda: within(attempt)):
             with pytest.raises(type(error)) as raised:
                 tried()
             assert raised.value is error
 
 
 def within(attempt):
-    with fits(lambda: 64):
+    with out_of_memory_explained(lambda: 64):
         attempt(64)
 
 
@@ -185,7 +189,9 @@ def test_out_of_memory_in_the_search_leaves_no_trace(store, tmp_path, monkeypatc
     before = state(this)
     with monkeypatch.context() as patch, Untouched(this.model, this.optimizer):
         patch.setattr(this.parallel, "loss", limited)
-        tokens = fitting(lambda n: warmup.try_shape(this, largest_first(shapes_of(this.schedule, n))[0]), 128, 32)
+        tokens = largest_that_fits(
+            lambda n: warmup.try_shape(this, largest_first(shapes_of(this.schedule, n))[0]), 128, 32
+        )
     assert tokens == 32
     assert max(sizes) > 40
     assert_same_state(before, state(this))
@@ -203,7 +209,7 @@ def test_the_search_begins_without_what_a_run_before_it_left_in_cycles(store, tm
     try:
         del left
         assert gone() is not None
-        warmup.found_by_trying(this)
+        warmup.micro_batch_that_fits(this)
         assert gone() is None
     finally:
         gc.enable()
@@ -241,7 +247,7 @@ def searching(store, folder, monkeypatch, ranks, step=0, fitting_tokens=10**6):
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
         patch.setattr(warmup, "try_shape", tries)
         patch.setattr(torch, "empty", noted)
-        return warmup.found_by_trying(this), tried, held
+        return warmup.micro_batch_that_fits(this), tried, held
 
 
 def test_ranks_search_with_the_memory_of_the_one_that_has_least(store, tmp_path, monkeypatch):

@@ -17,13 +17,13 @@ from train.determinism import deterministic
 from train.distributed import Ranks, digest, together
 from train.folder import check_folder, clear, write_config
 from train.lock import locked
+from train.out_of_memory import out_of_memory_explained
 from train.recovery import recover
 from train.report import Report
 from train.run import Run
 from train.signals import Signals
 from train.state import resume, save
 from train.trackers import check_installed
-from train.warmup import fits
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run(
         at = this.at
         report = held.enter_context(Report(config, at.step, silent=not ranks.first))
         held.enter_context(_collector_off())
-        with fits(lambda: this.micro_batch_tokens):
+        with out_of_memory_explained(lambda: this.micro_batch_tokens):
             finished, validation = _steps(this, report, signals)
     taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
     return Outcome(

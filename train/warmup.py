@@ -1,16 +1,15 @@
 """Before the first step: every shape of the schedule once, the largest first, so that nothing is compiled later.
 
-A batch that does not fit the device is known in the first seconds, and `micro_batch_tokens = "auto"` halves until it
-does. Weights and optimizer are not touched: the moments that Adam has yet to make are stood in for by empty memory of
-their size. Gradients are dropped and the random generators put back, so a run is to the bit what it is without.
+A batch that does not fit the device fails in the first seconds; `micro_batch_tokens = "auto"` is halved until it fits.
+Weights and optimizer state are not changed: tensors of their size stand in for the moments that Adam makes at its first
+step. Gradients are dropped and random generators restored: the run is bit for bit what it is without this.
 """
 
 from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.packing import Packed
 from train.compile import STATIC_SHAPES, shape_of
 from train.data import row_parts
+from train.out_of_memory import largest_that_fits, out_of_memory_explained
 from train.snapshot import load_random_state, random_state
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 MOST_SHAPES = 96
 """More shapes than this are sampled evenly: those between two others need no other graph."""
 MOST_TOKENS = 1 << 17
-"""Of an automatic micro-batch: beyond it the launch of kernels costs nothing any more."""
+"""Largest automatic micro-batch: at this size the cost of launching kernels no longer shows."""
 CPU_TOKENS = 1 << 14
 """The automatic micro-batch of a CPU, whose memory is not worth a search."""
 SPARE = 0.05
-"""Of the device's memory is left free by the search: allocation scatters."""
+"""Share of the device's memory that the search leaves free, for fragmentation."""
 
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Of a micro-batch."""
+    """The size of a micro-batch."""
 
     tokens: int
     seqlen: int
@@ -55,9 +55,9 @@ class Shape:
 
 
 def shapes_of(schedule: Schedule, micro_batch_tokens: int, world_size: int = 1) -> Counter[Shape]:
-    """Every micro-batch of a run and the tokens served in such ones on a rank; the same on all ranks.
+    """Each micro-batch shape of a run, with the tokens that one rank serves in it; the same on all ranks.
 
-    An adaptive schedule's lengths to come count as if each took one step.
+    The lengths that an adaptive schedule may still come to count as one step each.
     """
     found: Counter[Shape] = Counter()
     ends = [phase.first_step for phase in schedule.phases[1:]] + [schedule.total_steps]
@@ -83,7 +83,7 @@ def largest_first(shapes: Iterable[Shape]) -> list[Shape]:
 
 
 def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
-    """A batch of that shape whose rows are one span each; if `masked`, and can be, another with two spans a row."""
+    """Dummy batches of `shape`: one with one span a row; if `masked` and longer than a token, one with two a row."""
     rows, seqlen = shape.rows, shape.seqlen
     for spans in (1, 2) if masked and seqlen > 1 else (1,):
         starts = np.arange(rows * spans + 1, dtype=np.int32) * seqlen // spans
@@ -104,7 +104,7 @@ def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
 
 
 class Untouched:
-    """`with Untouched(model, optimizer)`: what is computed inside leaves no trace, and has the memory a step has."""
+    """`with Untouched(model, optimizer)`: computing inside changes neither, and has no more memory than a step has."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
@@ -122,47 +122,6 @@ class Untouched:
         load_random_state(self._random)
 
 
-def fitting(attempt: Callable[[int], None], most: int, least: int, agreed: Callable[[bool], bool] = bool) -> int:
-    """The first of `most`, `most` / 2, ... tokens whose `attempt` does not run out of memory, at least `least`.
-
-    `agreed`: whether all ranks say so. Raises RunError where even `least` does not fit.
-    """
-    tokens = max(most, least)
-    while not agreed(_fits(attempt, tokens)):
-        if tokens == least:
-            raise too_large(tokens)
-        tokens = max(least, tokens // 2)
-    return tokens
-
-
-@contextmanager
-def fits(tokens: Callable[[], int]) -> Iterator[None]:
-    """Raises RunError where what is done inside, in micro-batches of `tokens()`, runs out of the device's memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if lacks_memory(error):
-            raise too_large(tokens(), error) from error
-        raise
-
-
-def lacks_memory(error: RuntimeError) -> bool:
-    """torch's allocator has an error of its own; cuBLAS, Triton and NCCL say it in words."""
-    words = ("out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def too_large(tokens: int, error: RuntimeError | None = None) -> RunError:
-    """The error of a micro-batch that does not fit."""
-    said = f": {str(error).splitlines()[0]}" if error and str(error) else ""
-    return RunError(
-        "a micro-batch does not fit the device's memory",
-        found=f"{tokens:,} tokens{said}",
-        remedy='a smaller batch.micro_batch_tokens, or "auto"; if it is one row, run.activation_checkpointing; '
-        "all of them may change when a run goes on",
-    )
-
-
 def warm_up(run: Run) -> None:
     """Settle `run.micro_batch_tokens` where it is "auto", then run every shape if it is compiled.
 
@@ -173,10 +132,10 @@ def warm_up(run: Run) -> None:
         return
     with Untouched(run.model, run.optimizer):
         if cuda and run.config.batch.micro_batch_tokens == "auto":
-            run.micro_batch_tokens = found_by_trying(run)
+            run.micro_batch_tokens = micro_batch_that_fits(run)
         counted = shapes_of(schedule, run.micro_batch_tokens, world_size)
         shapes = largest_first(counted)
-        with fits(lambda: run.micro_batch_tokens):
+        with out_of_memory_explained(lambda: run.micro_batch_tokens):
             if compiler is not None:
                 often = [shape for shape, _ in counted.most_common(STATIC_SHAPES)]
                 compiler.static = {key for shape in often for key in _keys(run, shape)}
@@ -191,7 +150,7 @@ def warm_up(run: Run) -> None:
         compiler.warmed_up()
 
 
-def found_by_trying(run: Run) -> int:
+def micro_batch_that_fits(run: Run) -> int:
     """The automatic micro-batch: halved until the largest shape of the schedule fits.
 
     A run that goes on begins with what it had, which is less only where the device or the share of it is smaller.
@@ -222,7 +181,7 @@ def found_by_trying(run: Run) -> int:
         return bool(enough.all())
 
     most = run.micro_batch_tokens if begun else min(MOST_TOKENS, rows)
-    return fitting(attempt, most, schedule.max_seqlen, agreed)
+    return largest_that_fits(attempt, most, schedule.max_seqlen, agreed)
 
 
 def try_shape(run: Run, shape: Shape) -> None:
@@ -241,18 +200,3 @@ def _keys(run: Run, shape: Shape) -> Iterator[tuple[int, ...]]:
     for batch in sample_batches(shape, run.config.model.mask == "document"):
         for part in run.parts(batch, shape.tokens):
             yield shape_of(part.input_ids, part.sight)
-
-
-def _fits(attempt: Callable[[int], None], tokens: int) -> bool:
-    enough = True
-    try:
-        attempt(tokens)
-    except RuntimeError as error:
-        if not lacks_memory(error):
-            raise
-        enough = False
-    if not enough:  # outside of the handler: the error holds what was allocated
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return enough
