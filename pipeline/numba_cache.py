@@ -1,8 +1,8 @@
 """numba's cache of compiled kernels (`njit(cache=True)`, in __pycache__), cleared where it is out of date.
 
 numba recompiles a kernel when the kernel's own file changes, but not when a kernel that it calls from another file
-does: after a `git pull` that changes the packer, the dealer would still run the old one. `pipeline` calls `drop_stale`
-when it is imported, before any kernel is loaded.
+does: after a `git pull` that changes the packer, the dealer would still run the old one. `pipeline` calls
+`drop_stale` when it is imported, before any kernel is loaded.
 """
 
 from __future__ import annotations

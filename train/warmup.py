@@ -1,8 +1,8 @@
 """Before the first step: every shape of the schedule once, the largest first, so that nothing is compiled later.
 
-A batch that does not fit the device fails in the first seconds; `micro_batch_tokens = "auto"` is halved until it fits.
-Weights and optimizer state are not changed: tensors of their size stand in for the moments that Adam makes at its first
-step. Gradients are dropped and random generators restored: the run is bit for bit what it is without this.
+A batch that does not fit the device fails in the first seconds; `micro_batch_tokens = "auto"` is halved until it
+fits. Weights and optimizer state are not changed: tensors of their size stand in for the moments that Adam makes at
+its first step. Gradients are dropped and random generators restored: the run is bit for bit what it is without this.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
 
 
 class Untouched:
-    """`with Untouched(model, optimizer)`: computing inside changes neither, and has no more memory than a step has."""
+    """`with Untouched(model, optimizer)`: computing inside changes neither, with the memory a step has."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
