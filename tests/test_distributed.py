@@ -25,7 +25,7 @@ from train.data import micro_batches, row_parts
 from train.distributed import Ranks, together
 from train.metrics import read_metrics
 from train.model import Attention
-from train.parallel import kind_of, leveled
+from train.parallel import kind_of, same_number
 
 UNEVEN = {
     "batch__global_batch_sequences": 7,
@@ -237,7 +237,7 @@ def never_cleaned_up():
         with together() as ranks:
             if ranks.rank == 1:
                 raise StoreError("a shard is damaged")
-            ranks.wait()
+            ranks.barrier()
     finally:
         threading.Event().wait()
 
@@ -359,7 +359,7 @@ def test_ranks_with_fewer_micro_batches_repeat_one_that_counts_nothing(store, tm
     batch = next(this.loader)
     this.loader.close()
     parts = list(micro_batches(batch, 32, this.device))
-    more = list(leveled(iter(parts), len(parts) + 2))
+    more = list(same_number(iter(parts), len(parts) + 2))
     assert [last for _, last in more] == [False] * (len(parts) + 1) + [True]
     assert all(torch.equal(ours.labels, part.labels) for (ours, _), part in zip(more, parts, strict=False))
     for added, _ in more[len(parts) :]:

@@ -1,8 +1,8 @@
 """The ranks of a run: processes that torchrun starts, each with its rows of every batch. One alone is rank 0 of 1.
 
-What they tell each other here is small and on the CPU (gloo); gradients and weights are in train/parallel.py. Ranks
-end together: the first that fails says why, and marks that in the store through which they found each other. The
-others end without a word: they notice a broken connection, or, stuck in a collective, end after POLL_S + GRACE_S.
+What they exchange here is small and on the CPU (gloo); gradients and weights are in train/parallel.py. Ranks end
+together: the first that fails prints its error and sets FAILED in torchrun's store. The others exit silently: when a
+connection breaks, or, stuck in a collective, after POLL_S + GRACE_S.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from pipeline.errors import ConfigError, RunError, SlwError
 from train.meeting import meet
 
 TIMEOUT = datetime.timedelta(minutes=30)
-"""Longest wait for a rank that neither fails nor comes: for the longest compilation, or check of a checkpoint."""
+"""Longest wait in a collective: longer than any compilation, or check of a checkpoint, on another rank."""
 POLL_S = 1.0
+"""How often a rank looks whether another has failed."""
 GRACE_S = 20.0
-"""A rank that is stuck is given so long to notice by itself that another has failed."""
+"""How long a rank that is stuck may take to notice the failure by itself before it is ended."""
 LINGER_S = 2.5
+"""How long a failed rank 0 stays for the others to read that: without torchrun's agent the store ends with it."""
 FAILED, HEARD = "failed", "heard"
-"""In the store: the first rank that failed, and how many know."""
+"""Keys in the store: the first rank that failed, and how many ranks know."""
 
 
 @dataclass
 class Ranks:
-    """Who takes part; each method is called by all of them, at the same place."""
+    """This rank among all. Its methods that communicate are collectives: all ranks call them, in the same order."""
 
     rank: int = 0
     world_size: int = 1
@@ -93,7 +95,7 @@ class Ranks:
                 )
 
     def any(self, mine: bool) -> bool:
-        """Whether any rank said so at the call before this one: nobody waits, and all hear it at the same call."""
+        """Whether any rank passed True at the *previous* call: the reduction runs meanwhile, so that nobody waits."""
         if not self.several:
             return mine
         heard = False
@@ -113,8 +115,8 @@ class Ranks:
             os._exit(code)
         sys.exit(code)
 
-    def wait(self) -> None:
-        """Return when all ranks are here."""
+    def barrier(self) -> None:
+        """Return when all ranks have called this."""
         if self._vote is not None:
             self._vote[1].wait()
             self._vote = None
@@ -148,32 +150,32 @@ def device_of(name: str, ranks: Ranks) -> torch.device:
 def together() -> Iterator[Ranks]:
     """`with together() as ranks`: the ranks that torchrun started, or one alone; they end together.
 
-    Raises ConfigError where the environment names half of a rank, RunError where the ranks do not find each other.
+    Raises ConfigError where torchrun's variables are incomplete, RunError where the ranks do not find each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    ranks, fate = _join()
+    ranks, failures = _join()
     try:
         yield ranks
-        fate.stop()
-        ranks.wait()
+        failures.stop()
+        ranks.barrier()
         dist.destroy_process_group()
     except BaseException as error:
-        fate.stop()
-        shown = fate.failed(error)
+        failures.stop()
+        shown = failures.failed(error)
         signal.alarm(math.ceil(GRACE_S))  # what is stuck on a device may keep Python's own clean-up for ever
         if shown is error:
             raise
         raise shown from None
 
 
-def _join() -> tuple[Ranks, Fate]:
+def _join() -> tuple[Ranks, Failures]:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
         raise ConfigError(
-            "the environment names half of a rank",
+            "torchrun's environment variables are incomplete",
             found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but no {', '.join(missing)}",
             remedy="start it with torchrun: docs/distributed.md",
         )
@@ -191,7 +193,7 @@ def _join() -> tuple[Ranks, Fate]:
             timeout=TIMEOUT,
         )
         # A connection of its own: the other one may be waiting for an answer.
-        fate = Fate(store.clone(), ranks)  # type: ignore[attr-defined]
+        failures = Failures(store.clone(), ranks)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:
         raise RunError(
             "the ranks do not find each other",
@@ -199,18 +201,18 @@ def _join() -> tuple[Ranks, Fate]:
             found=error,
             remedy="is that address reachable from every machine, and do all of them run? docs/distributed.md",
         ) from error
-    return ranks, fate
+    return ranks, failures
 
 
-class Fate:
-    """Whether a rank has failed, as all of them see it."""
+class Failures:
+    """Tells the other ranks that this one has failed, and ends this one when another has; a thread looks."""
 
     def __init__(self, store: Store, ranks: Ranks) -> None:
         self._store = store
         self._rank, self._world_size = ranks.rank, ranks.world_size
         self._heard = False
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="fate", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="failures", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -219,7 +221,7 @@ class Fate:
         self._thread.join()
 
     def failed(self, error: BaseException) -> BaseException:
-        """What this rank ends with: `error` where it is the first to fail, else an exit without a word."""
+        """What this rank raises: `error` if it is the first to fail, else a silent SystemExit of the same status."""
         first = not self._heard
         try:
             if first:
@@ -254,7 +256,7 @@ class Fate:
                 os._exit(1)
 
     def _hear(self) -> None:
-        """This rank knows that one has failed."""
+        """Count this rank among those that know of the failure, once."""
         if not self._heard:
             self._heard = True
             self._store.add(HEARD, 1)

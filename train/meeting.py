@@ -1,9 +1,12 @@
-"""A name for this start of all ranks that they agree on, through the store where torchrun has them meet.
+"""One random name for this start of all ranks: what they write in torchrun's store goes under it.
 
-torchrun keeps that store when it starts ranks again, with all that those before have written, and each machine's
-agent counts restarts for itself: one that only sees another's ranks begin anew does not count it. So each rank draws
-a number. Rank 0 answers each rank with that rank's number and its own, until the rank has repeated rank 0's: an
-answer to one that is gone has another number.
+torchrun keeps its store over restarts, so keys of the ranks before are still there. Its restart count does not tell
+starts apart: each machine's agent has its own, and does not count restarts that another machine caused. So:
+
+    rank r   HERE/r     its own random number
+    rank 0   ANSWER/r   that number and rank 0's own; written again whenever HERE/r changes
+    rank r   HEARD/r    rank 0's number, once ANSWER/r begins with r's own: a leftover answer begins with another
+    rank 0              done when every HEARD/r is its own number
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ HERE, ANSWER, HEARD = "slw/here", "slw/answer", "slw/heard"
 
 
 def meet(store: Store, rank: int, world_size: int, timeout: datetime.timedelta) -> str:
-    """Called by each of `world_size` ranks; returns rank 0's number. Raises RuntimeError after `timeout`."""
+    """Rank 0's number, on all `world_size` ranks; each calls this. Raises RuntimeError after `timeout`."""
     until = time.monotonic() + timeout.total_seconds()
     mine = secrets.token_hex(8)
     store.set(f"{HERE}/{rank}", mine)
@@ -44,7 +47,7 @@ def meet(store: Store, rank: int, world_size: int, timeout: datetime.timedelta) 
 
 
 def _read(store: Store, key: str) -> str:
-    """An empty text where nothing is there; does not wait."""
+    """The value of `key`, "" where there is none; does not wait."""
     return store.get(key).decode() if store.check([key]) else ""
 
 

@@ -1,8 +1,8 @@
 """A model over several ranks: replicated (DDP), or sharded by blocks (FSDP2) where it does not fit.
 
 The loss of a batch is the mean over its targets on all ranks. Both kinds average gradients over ranks, so each rank's
-share of the loss is backpropagated `world_size` times: then the average is the sum. Ranks take equally many
-micro-batches a step, whatever their rows: who has fewer repeats one without targets, for collectives wait for all.
+share of the loss is multiplied by `world_size` first: then the average is the sum. All ranks run the same number of
+micro-batches a step, because collectives wait for all: one with fewer rows repeats its last without targets.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class Parallel:
             self.model.reshard()  # type: ignore[operator]
         return loss
 
-    def last(self, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward: DDP adds up gradients of ranks at the `last` micro-batch of a step only."""
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch: DDP reduces gradients at the `last` one of a step only."""
         if self._replicas is not None and not last:
             return self._replicas.no_sync()
         return nullcontext()
 
     def norms(self, norms: Tensor) -> Tensor:
-        """Of whole tensors [tensors], from those of this rank's parts of them."""
+        """Norms [tensors] of whole tensors, from those of this rank's shards."""
         if self.kind != "fsdp":
             return norms
         squares = norms.square()
@@ -97,15 +97,15 @@ class Parallel:
             total |= {name: largest[name] for name in ("variance_max", "variance_argmax")}
         return total
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Shards put together on rank 0's CPU, one after the other; nothing on others. Itself if none is sharded."""
+    def gathered(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Full tensors on rank 0's CPU, gathered one by one, {} on others; `tensors` itself if none is sharded."""
         if self.kind != "fsdp":
             return tensors
         full = ((name, t.full_tensor() if isinstance(t, DTensor) else t) for name, t in tensors.items())
         return {name: t.cpu() for name, t in full if self.ranks.first}
 
-    def dealt(self, tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
-        """Rank 0's `tensors` on all ranks, KIND:NAME or NAME sharded as the parameter of that name is."""
+    def distributed(self, tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
+        """Rank 0's `tensors` on all ranks; one called NAME or KIND:NAME is sharded as the parameter NAME is."""
         if not self.ranks.several:
             return tensors
         forms = self.ranks.from_first(
@@ -126,7 +126,7 @@ class Parallel:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor: it all, where that is not sharded; no copy."""
+    """This rank's shard of a tensor, or the whole of one that is not sharded; no copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -141,8 +141,8 @@ def kind_of(model: nn.Module, ranks: Ranks, device: torch.device, asked: str) ->
     return "fsdp" if asked == "fsdp" else "ddp"
 
 
-def leveled(parts: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, bool]]:
-    """`count` micro-batches, each with whether it is the last: `parts`, then the last of them without targets."""
+def same_number(parts: Iterator[MicroBatch], count: int) -> Iterator[tuple[MicroBatch, bool]]:
+    """`count` pairs (micro-batch, whether it is the last): `parts`, then its last one repeated without targets."""
     part: MicroBatch | None = None
     for index in range(count):
         following = next(parts, None)

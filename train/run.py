@@ -25,7 +25,7 @@ from train.distributed import Ranks, device_of, digest
 from train.faults import Faults, Guard, is_bad, step_unless
 from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
-from train.parallel import Parallel, leveled, local, recompute_blocks
+from train.parallel import Parallel, local, recompute_blocks, same_number
 from train.pending import Done, Pending
 from train.recovery import bad_step
 from train.saver import saver_of
@@ -124,7 +124,7 @@ class Run:
         return every if isinstance(every, int) else 10 if self.device.type == "cuda" else 1
 
     def step(self, batch: Batch) -> bool:
-        """One update; its figures wait on the device for `fetch`. False where it was given up, as if never begun."""
+        """One update; its figures stay on the device until `fetch`. False where it was given up before any change."""
         at = self.at
         agreed = (batch.step, batch.seqlen) == (at.step, self.schedule.seqlen(at.step))
         assert agreed, "batch and schedule disagree"
@@ -156,11 +156,11 @@ class Run:
         total = torch.zeros((), device=self.device)
         most_rows = -(-self.schedule.sequences(batch.step) // self.ranks.world_size)
         count = len(row_parts(most_rows, batch.seqlen, self.micro_batch_tokens))
-        for index, (part, last) in enumerate(leveled(self.parts(batch, self.micro_batch_tokens), count)):
+        for index, (part, last) in enumerate(same_number(self.parts(batch, self.micro_batch_tokens), count)):
             if index and self.asked_to_stop():
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
-            with self.parallel.last(last):
+            with self.parallel.gradient_sync(last):
                 with self.autocast():
                     loss = self.parallel.loss(part) / batch.targets
                 (loss * self.ranks.world_size).backward()  # type: ignore[no-untyped-call]

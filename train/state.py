@@ -46,8 +46,8 @@ def save(run: Run) -> None:
         "loader": {**run.loader.state_dict(), "step": run.at.step},  # not that of a step that was given up
         "random": random_state(),
     }
-    weights = run.parallel.whole(model_tensors(run.model))
-    moments = run.parallel.whole(optimizer_tensors(run.model, run.optimizer))
+    weights = run.parallel.gathered(model_tensors(run.model))
+    moments = run.parallel.gathered(optimizer_tensors(run.model, run.optimizer))
     if run.ranks.first:
         run.saver.save(run.at.step, model=weights, optimizer=moments, state=state)
 
@@ -75,7 +75,7 @@ def load_weights(run: Run, folder: Path, state: dict[str, Any]) -> None:
     """Weights, and what the optimizer and the clipping know of them."""
     first = run.ranks.first
     weights = checkpoint.read_model(folder) if first else {}
-    run.model.load_state_dict(run.parallel.dealt(weights, run.device))
+    run.model.load_state_dict(run.parallel.distributed(weights, run.device))
     moments = checkpoint.read_optimizer(folder) if first else {}
-    load_optimizer(run.parallel.dealt(moments, run.device), run.model, run.optimizer)
+    load_optimizer(run.parallel.distributed(moments, run.device), run.model, run.optimizer)
     run.clipping.load_state_dict(state["clipping"], run.device)

@@ -188,7 +188,7 @@ def try_shape(run: Run, shape: Shape) -> None:
     """Forward and, where gradients are on, backward of micro-batches of that shape, in every form they can have."""
     for batch in sample_batches(shape, run.config.model.mask == "document"):
         for part in run.parts(batch, shape.tokens):
-            with run.parallel.last(False):
+            with run.parallel.gradient_sync(False):
                 with run.autocast():
                     loss = run.parallel.loss(part)
                 if torch.is_grad_enabled():
