@@ -28,7 +28,7 @@ class Notches:
     seqlen_multiple: int = 8
     """One notch."""
     tolerance: float = 1.3
-    """Of the best perplexity so far."""
+    """A validation is calm up to this factor of the best perplexity so far."""
     patience: int = 3
     """Calm validations in a row for a notch."""
 

@@ -34,7 +34,7 @@ ODDS: dict[str, Callable[[int], list[int] | None]] = {
     "grow-p2": lambda count: [2**i for i in range(count)][::-1],
     "grow-p100": lambda count: [100**i for i in range(count)][::-1],
 }
-"""By their names in the paper: for so many buckets the odds, shortest first; None: any batch left is as likely."""
+"""Name in the paper -> (number of buckets -> odds, shortest first; None: each batch left is equally likely)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Buckets:
 
     @property
     def seqlens(self) -> list[int]:
-        """Of the buckets, shortest first."""
+        """The length of each bucket, shortest first."""
         return [1 << i for i in range(self.seqlen_start.bit_length() - 1, self.seqlen_end.bit_length())]
 
     def count(self, lengths: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def bucket_batches(pieces: Pieces, phases: Sequence[Phase], first: int, end: int
 
 
 def _share(counts: list[int], total: int) -> list[int]:
-    """Of each count its share of `total`, rounded down; what that leaves goes to the largest remainders."""
+    """`total` divided in proportion to `counts`: rounded down, the rest to the largest remainders."""
     everything = sum(counts) or 1
     shares = [count * total // everything for count in counts]
     remainders = [count * total % everything for count in counts]

@@ -22,7 +22,7 @@ class SourceLedger:
     """"" where sources have no names."""
     documents: int
     tokens: int
-    """Of one pass over it."""
+    """Tokens of one pass over it."""
     targets: int
     """Tokens served, repeats counted."""
     epochs: float

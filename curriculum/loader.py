@@ -31,11 +31,11 @@ from pipeline.packing import Packed
 from pipeline.reader import Store
 
 STATE_VERSION = 3
-"""Of the order of batches too: a state of another version would go on in another order, and is refused."""
+"""Raised when the state's form or the order of batches changes; a state of another version is refused."""
 CHUNK_TOKENS = 1 << 19
-"""Batches smaller than this are made several at a time: the price of a call and of changing threads is shared."""
+"""Tokens made in one job: smaller batches are made several at a time, so that they share the cost of the job."""
 MOST_THREADS = 2
-"""More wait for Python's lock and for memory."""
+"""More threads only wait for the GIL and for memory."""
 
 
 class CurriculumLoader:
@@ -240,7 +240,7 @@ def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[B
 
 
 def _cores() -> int:
-    """How many this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -40,7 +40,7 @@ class PlanRow:
     tokens: int
     """Tokens of all its batches."""
     share: float
-    """Of the run's tokens."""
+    """Share of the run's tokens."""
     tokens_before: int
     """Tokens served before its first step."""
 
@@ -91,12 +91,12 @@ class Span:
 
     @property
     def steps(self) -> int:
-        """How many."""
+        """Steps of it that the run takes."""
         return self.end - self.phase.first_step
 
     @property
     def tokens(self) -> int:
-        """Of all its batches."""
+        """Tokens of all its batches."""
         return self.steps * self.phase.batch_tokens
 
     @property

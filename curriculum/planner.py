@@ -58,7 +58,7 @@ PLANNERS: dict[str, Planner] = {
     "truncate": Planner(truncated, lost_by_truncation),
     "buckets": Planner(bucketed, lost_by_buckets),
 }
-"""By name, as in `Schedule.planner`."""
+"""Name, as in `Schedule.planner` -> planner."""
 
 
 def plan_steps(order: Order, first: int = 0) -> Iterator[tuple[int, Packed]]:

@@ -104,7 +104,7 @@ def push(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, more: np.ndarr
 
 @njit(nogil=True, cache=True)
 def pieces_of(span: int, wrap: int, seqlen: int) -> int:
-    """Of how many pieces are `span` tokens and then `wrap` more."""
+    """How many pieces of `seqlen` tokens `span` tokens and then `wrap` more give."""
     return -(-span // seqlen) + -(-wrap // seqlen)
 
 

@@ -26,7 +26,7 @@ class TracedPiece:
 
     step: int
     row: int
-    """Of the global batch."""
+    """Row of the global batch."""
     column: int
     document: int
     start: int

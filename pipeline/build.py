@@ -37,7 +37,7 @@ class BuildResult:
     encoder: str
     encoder_reason: str
     unknown_share: float
-    """Of the tokens of a sample, those that stand for text the tokenizer does not know; 0 where nothing was built."""
+    """Share of a sample's tokens that stand for text the tokenizer does not know; 0 where nothing was built."""
     text_bytes: int
     """Bytes of text encoded by this call, not by an earlier one that it went on with."""
     tokens: int

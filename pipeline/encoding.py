@@ -165,7 +165,7 @@ def choose_encoder(vocabulary: Vocabulary, sample: list[str], wanted: str = "aut
 
 
 def unknown_share(vocabulary: Vocabulary, texts: list[str]) -> float:
-    """Of the tokens of `texts`, how many stand for text that the tokenizer has no token for: that text is lost."""
+    """Share of the tokens of `texts` that are the unknown token: the text that they stand for is lost."""
     model = orjson.loads(vocabulary.data)["model"]
     name, number = model.get("unk_token"), model.get("unk_id")  # Unigram has the number
     if (name, number) == (None, None):
@@ -227,7 +227,7 @@ T = TypeVar("T")
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """What `call` returns or raises, made in a thread of its own."""
+    """Run `call` in a new thread; the future gets what it returns or raises."""
     future: Future[T] = Future()
 
     def run() -> None:

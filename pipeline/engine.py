@@ -24,9 +24,9 @@ from pipeline.place import is_local
 from pipeline.unit import UnitOptions, UnitResult, build_units
 
 REACH_S = 5.0
-"""For a cluster to answer at its address."""
+"""How long a Ray cluster may take to accept a connection."""
 RETRIES = 3
-"""Times that Ray starts a task again whose process or machine was lost."""
+"""How often Ray repeats a task whose process or machine was lost."""
 RAY_IN_FLIGHT = 1000
 
 Task = tuple[int, Unit]

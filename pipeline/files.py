@@ -31,7 +31,7 @@ COUNT_LINES_BYTES = 1 << 30
 _CHUNK_BYTES = 1 << 20
 _WINDOW_BYTES = 1 << 31  # what `zstd --long=31` makes
 _counted: dict[tuple[str, int], tuple[int, int]] = {}
-"""By path and size: how far lines were counted, and how many; so that units with bad lines read a file once."""
+"""(path, size) -> (bytes in which newlines were counted, newlines): units with bad lines count a file only once."""
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::)")
 
 

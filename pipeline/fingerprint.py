@@ -1,7 +1,7 @@
-"""A glance at local input files, so that one rewritten in the same size is not taken for what it was.
+"""Digests of samples of the local input files, so that a build notices one that was rewritten in the same size.
 
-Not a proof: it reads at most `SAMPLES` pieces of a file and looks at no more than `FILES` of them. Times of change
-are not asked: they would be in the manifest, and differ for a copy. Files at a URL are known by name and size alone.
+Not a proof: it reads at most `SAMPLES` pieces of a file, of at most `FILES` files. Modification times are not used,
+since a copy has others. Files at a URL are known by name and size alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fingerprints(files: list[InputFile]) -> list[str]:
 
 
 def _fingerprint(file: InputFile) -> str:
-    """Of a small file the whole, of a large one pieces from its first byte to its last, evenly spaced."""
+    """Digest of a whole small file, or of evenly spaced pieces of a large one, first and last byte included."""
     last = max(file.size - SAMPLE_BYTES, 0)
     starts = sorted({last * sample // (SAMPLES - 1) for sample in range(SAMPLES)})
     digest = xxhash.xxh3_64()

@@ -20,10 +20,10 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 AHEAD_TOKENS = 2048
-"""So many are on their way from memory: some pages, and little of the first cache."""
+"""How far ahead of the copying cache lines are prefetched: a small part of the first-level cache."""
 LINE_BYTES = 64
 BLOCK_TOKENS = 2048
-"""Laid out in the first cache before they are written: 16 KB."""
+"""Tokens put together in the first-level cache before they are written to the batch: 16 or 24 KB."""
 
 
 @intrinsic

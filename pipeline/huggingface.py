@@ -63,7 +63,7 @@ class TokenColumn:
             self.done = (number + 1) / len(self.files)
 
     def _record_batches(self, file: InputFile) -> Iterator[pa.RecordBatch]:
-        """Of the columns that are asked for."""
+        """The file's record batches, with the columns that are asked for."""
         names = [self.column] if self.id_column is None else [self.column, self.id_column]
         if file.format == "parquet":
             with open_parquet(file.path) as table:

@@ -29,7 +29,7 @@ HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {code: np.dtype(name).newbyteorder("<") for code, name in enumerate(
     ("uint8", "int8", "int16", "int32", "int64", "float64", "float32", "uint16"), start=1
 )}  # fmt: skip
-"""By Megatron's code; float64 is 6 and float32 is 7."""
+"""Megatron's code of a dtype -> the dtype; float64 is 6 and float32 is 7."""
 LONGEST = 2**31 - 1
 BLOCK = 1 << 18
 """Documents, or sequences, of the index looked at together."""

@@ -28,7 +28,7 @@ from pipeline.place import is_local, place
 from pipeline.verified import Verified
 
 HEAD_BYTES = 16 << 10
-"""More than the Arrow messages before a shard's list offsets take."""
+"""Bytes fetched besides the list offsets: more than the Arrow messages before them take."""
 REQUESTS_AT_ONCE = 16
 REMEDY = "see what is damaged: slw-prep verify {}; the same `slw-prep build` again repairs just that"
 

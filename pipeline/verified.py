@@ -1,7 +1,7 @@
-"""Which shards of a local store were compared with their digests: by size and modification time, in STORE/.verified.
+"""STORE/.verified: which shards of a local store were compared with their digests, by size and modification time.
 
-So the next process need not read the whole store: only what of it is not in memory, in order, before its documents
-are read in a random one. Nothing but time is lost where the note is: on a read-only disk it is kept for this process.
+A later process then reads only what the page cache does not hold, in order, before documents are read in random
+order. Deleting the file costs only time; on a read-only disk it is kept in memory, for this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHARDS_AT_ONCE = 4
 
 
 class Verified:
-    """Of the store in the folder `store`; without `compare` every shard passes, read but not compared."""
+    """The verified shards of the store in folder `store`; without `compare`, shards are read but not compared."""
 
     def __init__(self, store: Path, *, compare: bool) -> None:
         self.path = store / VERIFIED_NAME

@@ -7,7 +7,7 @@ from test_attention import CPU, batch_of
 
 from train import compile as policy
 from train.attention import Sight
-from train.compile import Compiler, shape_of
+from train.compile import Compiler, sizes_of
 from train.config import ModelConfig
 from train.data import Flat, micro_batches
 from train.model import GPT2
@@ -81,7 +81,7 @@ def test_static_shapes_have_graphs_of_their_own_and_others_share_one():
     compiled, eager = models()
     compiler = Compiler(compiled, "aot_eager")
     parts = {seqlen: list(parts_of(seqlen, Flat(20.0))) for seqlen in (64, 48, 40, 24)}
-    compiler.static = {shape_of(part.input_ids, part.sight) for part in parts[64]}
+    compiler.static = {sizes_of(part.input_ids, part.sight) for part in parts[64]}
     made = []
     for seqlen in (64, 48, 40, 24, 64):
         before = compiler.graphs
@@ -111,7 +111,7 @@ def test_at_the_limit_there_is_an_error_and_no_silent_eager(monkeypatch):
     compiled, _ = models()
     compiler = Compiler(compiled, "aot_eager")
     parts = [next(micro_batches(batch_of([[n]] * 2), 200, CPU)) for n in (8, 16, 24)]
-    compiler.static = {shape_of(part.input_ids, part.sight) for part in parts}
+    compiler.static = {sizes_of(part.input_ids, part.sight) for part in parts}
     for part in parts[:1]:
         compiled.loss(*part).backward()
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):

@@ -1,4 +1,4 @@
-"""What attention may see, once, and who computes it.
+"""What attention may see, described once (`Sight`), and which kernel computes it.
 
 Each position sees itself and what is before it in its span: a piece of a document, a SkyLadder window, or the whole
 row. `Sight` says so in the form that the kernel at hand wants:
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LONGEST_HEAD = 256
-"""Of flash attention's kernels; a head's size is also a multiple of 8."""
+"""Largest head that flash attention's kernels take; its size must also be a multiple of 8."""
 
 
 class Sight(NamedTuple):
@@ -81,7 +81,7 @@ def varlen_on_cpu(
 
 
 def sight_of_positions(position_ids: Tensor) -> Sight:
-    """Of rows [B, L] whose spans begin where a position is 0."""
+    """The `Sight` of rows [B, L] whose spans begin where a position is 0."""
     starts = position_ids == 0
     if position_ids.device.type == "cpu" and int(starts.sum()) == len(starts):
         return Sight()  # on CUDA this would wait for the device

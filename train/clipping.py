@@ -23,7 +23,7 @@ from train.config import OptimizerConfig
 ADAGC_RATIO = 1.05
 """lambda_rel: how far above its history a tensor's gradient may be. Later implementations have 1.04."""
 ADAGC_BETA = 0.98
-"""Of the moving average of clipped norms. Later implementations have 0.99."""
+"""beta: decay of the moving average of clipped norms. Later implementations have 0.99."""
 
 
 class Clipping:

@@ -41,12 +41,12 @@ class Arm:
     less_time: float | None
 
     def mean(self, name: str) -> Mean | None:
-        """Of a figure over the runs that have it."""
+        """Mean of a figure over the runs that have it; None where none has."""
         values = [value for figure in self.figures if (value := getattr(figure, name)) is not None]
         return mean_of(values) if values else None
 
     def spikes(self, bound: float) -> Mean:
-        """Of the steps with a larger loss ratio."""
+        """Mean number of steps with a larger loss ratio."""
         return mean_of([figure.spikes[f"{bound:g}"] for figure in self.figures])
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _arm_key(curves: Curves) -> object:
 
 
 def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """Of arms, from what their paths do not share: runs/slw/seed-1 and -2, runs/constant/seed-1: slw, constant."""
+    """Names of arms: what their paths do not share. runs/slw/seed-1 and -2, runs/constant/seed-1: slw, constant."""
     paths = [run.parts for group in groups for run in group]
     shared = [part for part in paths[0] if all(part in parts for parts in paths)] if len(paths) > 1 else []
     names: list[str] = []

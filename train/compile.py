@@ -28,22 +28,22 @@ from train.rotary import Rotation
 STATIC_SHAPES = 2
 """Shapes with a graph of their own: constant length has one or two (an uneven last micro-batch), a ramp its end."""
 LIMIT = 64
-"""Of graphs of one function; one is reached by a bug only."""
+"""Most graphs of one function; only a bug reaches it."""
 
 SETTINGS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp")
-"""Of torch._dynamo.config, for the whole process."""
-Shape = tuple[int, ...]
-"""What differs between two micro-batches of one run, see `shape_of`."""
+"""The settings of torch._dynamo.config that are changed, for the whole process."""
+Sizes = tuple[int, ...]
+"""The sizes in which micro-batches of one run differ, see `sizes_of`."""
 
 
 class Compiler:
     """Compiles the blocks and the loss of `model`, in place: before they are wrapped for recomputation or ranks."""
 
     def __init__(self, model: GPT2, backend: str = "inductor") -> None:
-        self.static: Collection[Shape] = ()
-        """Of these the graphs have fixed sizes. Set it before the warm-up."""
+        self.static: Collection[Sizes] = ()
+        """Sizes that get a graph of their own; set before the warm-up."""
         self.graphs = 0
-        """Made so far."""
+        """Graphs compiled so far."""
         self._warm = 0
         _never_fall_back()
         compiled = functools.partial(torch.compile, fullgraph=True, backend=self._counting(backend))
@@ -65,7 +65,7 @@ class Compiler:
         self._warm = self.graphs
 
     def _block(self, block: Block, x: Tensor, sight: Sight, turned: Rotation | None = None) -> Tensor:
-        run = self._fixed if shape_of(x, sight) in self.static else self._symbolic
+        run = self._fixed if sizes_of(x, sight) in self.static else self._symbolic
         return run(block, x, sight, turned)  # type: ignore[no-any-return]
 
     def _likelihoods(
@@ -85,7 +85,7 @@ class Compiler:
         return count
 
 
-def shape_of(x: Tensor, sight: Sight) -> Shape:
+def sizes_of(x: Tensor, sight: Sight) -> Sizes:
     """(rows, seqlen, masked?) of x [B, L, C], or (1, tokens, size of cu_seqlens, longest span) in the flat form."""
     rows, seqlen = x.shape[:2]
     if sight.cu_seqlens is not None:

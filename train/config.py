@@ -117,7 +117,7 @@ class CurriculumConfig(Section):
     tolerance: float | None = None
     patience: int | None = None
     odds: str | list[int] | None = None
-    """Of buckets, by name ("grow-p2", ...) or one for each, shortest first."""
+    """Odds of the buckets: a name ("grow-p2", ...), or one number for each, shortest first."""
     cycles: int | None = None
     order_seed: int | None = None
     carry: bool | None = None
@@ -181,9 +181,9 @@ class RunConfig(Section):
     """Tokens of the documents that are dealt together: docs/dealing.md, "Windows"."""
     checkpoint_every_steps: int = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
-    """So many of the last."""
+    """How many of the newest checkpoints are kept."""
     keep_every_steps: int | None = Field(None, ge=1)
-    """And those at multiples of this, for good."""
+    """Those at multiples of this are kept for good, too."""
     validate_every_steps: int = Field(250, ge=1)
     validation_tokens: int = Field(200_000, ge=1)
     """Most held-out tokens of one validation, rounded up to whole batches."""
@@ -194,7 +194,7 @@ class RunConfig(Section):
     attention_logits_every_steps: int = Field(0, ge=0)
     """The largest attention logit once in so many steps, on a forward of its own; 0: never."""
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
-    """Who hears the metrics too: each is an extra, slw[tensorboard], slw[wandb]."""
+    """Where metrics go besides metrics.jsonl; each needs its extra: slw[tensorboard], slw[wandb]."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """Where a loss or gradient is not finite: docs/checkpoints.md. Its update is never applied."""
     max_skips: int = Field(10, ge=1)
@@ -208,11 +208,11 @@ class RunConfig(Section):
     device: str = "auto"
     """"auto": cuda where there is one, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products; "auto": bfloat16 on cuda, else float32. Weights are float32."""
+    """dtype of matrix products; "auto": bfloat16 on cuda, else float32. Weights are float32."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile, once for all lengths (docs/speed.md); "auto": on cuda."""
     peak_tflops: float | None = Field(None, gt=0)
-    """Of one device in bfloat16, for `mfu` in the metrics; common GPUs are known by name."""
+    """Peak of one device in bfloat16, for `mfu` in the metrics; common GPUs are known by name."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Several ranks: the model whole on each, or sharded. "auto": sharded where it would fill a GPU."""
     activation_checkpointing: bool = False

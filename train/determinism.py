@@ -1,6 +1,6 @@
-"""Kernels that add in one order always, so that a run and its resume are equal to the bit on a GPU too.
+"""Deterministic kernels, which always add in the same order: a resumed run is bit-identical on a GPU too.
 
-On the CPU a run is so anyway, with the same number of threads. Price on a GPU: slower backward passes of attention
+On the CPU it is anyway, with the same number of threads. Price on a GPU: slower backward passes of attention
 and embeddings; an operation that has no such kernel is an error, never a silent difference.
 """
 
@@ -18,7 +18,7 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within, only such kernels where `wanted`. Enter it before anything runs on a GPU: cuBLAS reads its part once.
+    """Only such kernels inside, if `wanted`. Enter it before anything runs on a GPU: cuBLAS reads its variable once.
 
     torch: `use_deterministic_algorithms`; FlashAttention and cuDNN follow it. Memory that is not written yet is left
     alone: filling it would cost and finds bugs only.

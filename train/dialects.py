@@ -25,7 +25,7 @@ class Dialect:
     model_type: str
     architecture: str
     prefix: str
-    """Of every name but the output layer's; GPT-2 files of the first release lack it."""
+    """What every name begins with but the output layer's; GPT-2 files of the first release lack it."""
     tokens: str
     positions: str | None
     blocks: str
@@ -36,11 +36,11 @@ class Dialect:
     ignored: tuple[str, ...] = ()
     """Ends of names of buffers in old files."""
     sizes: dict[str, tuple[str, int]]
-    """Of config.json: our word -> theirs, and what holds where it is missing there."""
+    """Our name of a size -> its key in config.json, and the default where that is missing."""
     inner: str
     """The width of the feed-forward layer: missing or 4 times that of the model."""
     switches: dict[str, tuple[Any, ...]]
-    """Of config.json: allowed values, the first being what we write."""
+    """Key in config.json -> allowed values; the first is what we write."""
     defaults: dict[str, Any]
     """What holds where a switch is missing there."""
     to_theirs: Turn
@@ -172,7 +172,7 @@ NEOX_DIALECT = Dialect(
     to_ours=_by_kind,
 )
 DIALECTS = {"learned": GPT2_DIALECT, "rope": NEOX_DIALECT}
-"""By our `model.positions`."""
+"""Our `model.positions` -> dialect."""
 
 
 def dialect_of(model: ModelConfig) -> Dialect:

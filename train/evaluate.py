@@ -30,11 +30,11 @@ from train.model import GPT2
 from train.trained import Trained
 
 STRIDE = 32
-"""Of GPT-2's authors and of Megatron-LM."""
+"""The stride of GPT-2's authors and of Megatron-LM."""
 FORWARD_TOKENS = 4096
-"""Of one forward; logits are made of those that are scored only."""
+"""Most tokens of one forward; logits are made only for those that are scored."""
 LOGIT_ROWS = 512
-"""Logits that exist at a time."""
+"""Most rows of logits that exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _hidden(model: GPT2, inputs: Tensor) -> Tensor:
 
 
 def _batches(passages: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
-    """Of rising length, at most FORWARD_TOKENS tokens with padding, or one."""
+    """Passages by rising length, in batches of at most FORWARD_TOKENS tokens with padding, or of one."""
     batch: list[tuple[list[int], int]] = []
     for passage in passages:
         if batch and (len(batch) + 1) * len(passage[0]) > FORWARD_TOKENS:

@@ -60,7 +60,7 @@ class Faults:
     skipped: int = 0
     """Updates left out under "skip"."""
     in_a_row: int = 0
-    """Of those, the last ones without a good one since."""
+    """The latest of those, since the last update that was applied."""
     rollbacks: int = 0
     left_out: list[list[int]] = field(default_factory=list)
     """[first, last] of each run of batches, counted from 0, whose updates were left out."""

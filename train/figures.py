@@ -49,7 +49,7 @@ class Figures:
     seconds: float
     """Training alone."""
     share: float | None
-    """Of the tokens it is to have, at most 1; None where its config tells no number of tokens."""
+    """Tokens seen over tokens planned, at most 1; None where the config tells no number of tokens."""
     validation_loss: float | None
     """The last, at full length, nats a token; None before the first validation, or where it was not finite."""
     validation_loss_best: float | None

@@ -18,7 +18,7 @@ ONE_OF = (
     {"curriculum.duration_steps", "curriculum.duration_tokens", "curriculum.window_rate"},
     {"curriculum.boundaries", "curriculum.boundaries_tokens"},
 )
-"""Of each one is given: what is laid over a file, or overrides it, takes the place of whichever the file has."""
+"""Groups of which one key is given: an override, or a file laid over another, replaces whichever is there."""
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:

@@ -40,7 +40,7 @@ class Outcome:
     spikes: dict[str, int]
     """Threshold of the loss ratio -> steps above it."""
     clipped_share: float
-    """Of the steps: those whose gradients were scaled down."""
+    """Share of the steps whose gradients were scaled down."""
     elapsed_s: float
     stopped_by: str | None = None
     """The signal that stopped it."""

@@ -20,17 +20,17 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 """The label without a target."""
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
-"""Of float32 logits at a time: on the CPU what a cache holds, on CUDA enough rows for full matrix products."""
+"""Size of a chunk of float32 logits: what a cache holds on the CPU, enough rows for full matrix products on CUDA."""
 
 Kernel = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor | None]]
 """`log_likelihoods`, or the same compiled."""
 
 
 def log_likelihoods(logits: Tensor, targets: Tensor, vocab_size: int, gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Of logits [N, V] and ids int64 [N]: log softmax(logits)[target], float32 [N], and softmax(logits) - one-hot.
+    """From logits [N, V], targets int64 [N]: log softmax(logits)[target], float32 [N], and softmax(logits) - one-hot.
 
-    The second is the gradient of -log softmax by the logits, in their dtype; None without `gradient`. Logits are
-    used up.
+    The second is the gradient of -log softmax by the logits, in their dtype; None without `gradient`. `logits` may be
+    overwritten.
     """
     compiling = torch.compiler.is_compiling()  # then comparisons are free, and a change of `logits` is a copy of it
     ids = torch.arange(logits.shape[1], device=logits.device)

@@ -68,7 +68,7 @@ class GPT2(nn.Module):
         self.config = config
         self.vocab_size, self.max_seqlen = vocab_size, max_seqlen
         self.kernel: Kernel = log_likelihoods
-        """Of the loss; `train.compile` puts a compiled one in its place."""
+        """The loss's inner function; `train.compile` replaces it by a compiled one."""
         padded = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.tokens = nn.Embedding(padded, config.width)
         self.positions = nn.Embedding(max_seqlen, config.width) if config.positions == "learned" else None

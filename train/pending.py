@@ -35,7 +35,7 @@ class Fetched:
     targets: int
     took_s: float
     figures: list[dict[str, float]]
-    """Of each rank."""
+    """Name -> value, for each rank."""
 
 
 class Pending:

@@ -21,7 +21,7 @@ from train.metrics import read_metrics
 
 KEPT_NAME = "probes.json"
 CHECKPOINTS = 4
-"""Of one probe: a kill costs a quarter of it at most."""
+"""Checkpoints of one probe: a kill costs a quarter of it at most."""
 RAMPS = ("linear", "root", "sine", "exponential")
 
 

@@ -15,7 +15,7 @@ from train.trackers import Tracker, trackers_of
 
 
 class Report:
-    """Of rank 0; `silent` on the others, which know the same."""
+    """Rank 0 reports; the other ranks have the same figures and are `silent`."""
 
     def __init__(self, config: Config, step: int, *, silent: bool) -> None:
         self._held = ExitStack()

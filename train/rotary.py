@@ -13,7 +13,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(position_ids: Tensor, head_size: int, theta: float) -> Rotation:
-    """Of int64 [B, L] positions: position * theta ** (-2 i / D) is the angle of pair i."""
+    """Rotation by int64 [B, L] positions: the angle of pair i is position * theta ** (-2 i / D)."""
     pairs = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32)
     angles = position_ids.float()[..., None, None] * theta ** (-pairs / head_size)
     return angles.cos(), angles.sin()

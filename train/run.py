@@ -43,9 +43,9 @@ class Run:
     """Everything that lives as long as a run."""
 
     bad: dict[str, Any] | None = None
-    """Figures of the step that is not finite, and after which no update was applied any more."""
+    """Figures of a step that was not finite, after which no update was applied."""
     asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
-    """Asked between micro-batches, by all ranks equally often."""
+    """Called between micro-batches, by all ranks the same number of times."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class Run:
 
     @property
     def validation_rows(self) -> int:
-        """Of a micro-batch of validation: no more than there are tokens for."""
+        """Rows of a micro-batch of validation: no more than there are tokens for."""
         tokens = min(self.config.run.validation_tokens, self.held_out.tokens if self.held_out else 1)
         seqlen = self.schedule.max_seqlen
         return max(1, min(self.micro_batch_tokens // seqlen, -(-tokens // seqlen)))

@@ -94,7 +94,7 @@ class Saver:
 
 
 def saver_of(settings: RunConfig) -> Saver:
-    """Of a run with these settings."""
+    """The saver of a run with these settings."""
     return Saver(
         settings.dir,
         keep=settings.keep_checkpoints,

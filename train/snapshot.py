@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from train.checkpoint import Tensors
 
 KINDS = ("exp_avg", "exp_avg_sq", "step")
-"""Of AdamW's state, for each parameter that has had a gradient."""
+"""Parts of AdamW's state, for each parameter that has had a gradient."""
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

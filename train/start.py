@@ -1,4 +1,4 @@
-"""What a run begins with where that is another model: weights in a Hugging Face folder (`run.init_from_hf`)."""
+"""`run.init_from_hf`: a run that begins with the weights of a Hugging Face folder; do they fit model and store?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.huggingface import Shape
 from train.trained import TOKENIZER_NAME
 
 VOCABULARY_NAME = "vocab.json"
-"""Of GPT-2 folders without a tokenizer.json."""
+"""The vocabulary in GPT-2 folders without a tokenizer.json."""
 
 
 def shape_to_begin_with(

@@ -39,7 +39,7 @@ class Settings:
     validations: int = 24
     """In a probe, evenly spaced."""
     most_share: float = 0.1
-    """Of the run's tokens that tuning may cost."""
+    """Largest share of the run's tokens that tuning may cost."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def cost(config: Config, space: Space, tokens: int, held_out: int) -> tuple[Cost
 
 
 def validations(space: Space) -> int:
-    """Of one probe: before it, every so many steps, and at its end."""
+    """Validations of one probe: before it, every `space.every` steps, and at its end."""
     return 1 + -(-space.probe_steps // space.every)
 
 

@@ -14,7 +14,7 @@ from pipeline.plot import COLOURS
 from train.probe import Probe
 
 FORWARD_SHARE = 1 / 3
-"""Of the work of a training step on as many tokens: validation has no backward."""
+"""Work of validating a token over that of training on it: validation has no backward pass."""
 CHOSEN_NAME = "chosen.toml"
 PICTURE_NAME = "probes.png"
 
@@ -30,7 +30,7 @@ class Cost:
 
     @property
     def share(self) -> float:
-        """Of the run's work, a validated token counting a third."""
+        """Share of the run's work; a validated token counts a third."""
         return (self.tokens + FORWARD_SHARE * self.validated_tokens) / self.run_tokens
 
     def __str__(self) -> str:
@@ -48,14 +48,14 @@ class Tuned:
     seqlen_start: int | None
     duration_steps: int | None
     run_steps: int | None
-    """Of the run with the chosen ramp."""
+    """Steps of the run with the chosen ramp."""
     threshold: float
     warmup_steps: int
-    """Of the learning rate: "the very start"."""
+    """Steps of the learning rate's warmup: the paper's "very start"."""
     probes: list[Probe]
     """In the order they were made."""
     cost: Cost
-    """Of these probes."""
+    """What the probes cost."""
     toml: str | None
     """The chosen config, whole."""
 

@@ -47,14 +47,14 @@ def weights_multiplied(model: GPT2) -> int:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Of one device; None for a CPU, and for a GPU that is not in the table (then `run.peak_tflops` says it)."""
+    """Peak TFLOP/s of one device; None for a CPU and for a GPU that is not in the table (see `run.peak_tflops`)."""
     if device.type != "cuda":
         return None
     return peak_of_name(torch.cuda.get_device_name(device))
 
 
 def peak_of_name(name: str) -> float | None:
-    """Of a GPU by the name that torch gives it, such as "NVIDIA H100 80GB HBM3"."""
+    """Peak TFLOP/s of a GPU by the name that torch gives it, such as "NVIDIA H100 80GB HBM3"."""
     words = name.replace("-", " ").split()
     found = [part for part in PEAK_TFLOPS if set(part.split()) <= set(words)]
     return PEAK_TFLOPS[max(found, key=len)] if found else None

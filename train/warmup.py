@@ -21,7 +21,7 @@ from curriculum.batch import Batch, windowed
 from curriculum.schedule import Schedule
 from pipeline.errors import RunError
 from pipeline.packing import Packed
-from train.compile import STATIC_SHAPES, shape_of
+from train.compile import STATIC_SHAPES, sizes_of
 from train.data import row_parts
 from train.out_of_memory import largest_that_fits, out_of_memory_explained
 from train.snapshot import load_random_state, random_state
@@ -199,4 +199,4 @@ def _keys(run: Run, shape: Shape) -> Iterator[tuple[int, ...]]:
     """What the compiler tells shapes apart by."""
     for batch in sample_batches(shape, run.config.model.mask == "document"):
         for part in run.parts(batch, shape.tokens):
-            yield shape_of(part.input_ids, part.sight)
+            yield sizes_of(part.input_ids, part.sight)

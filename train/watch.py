@@ -36,11 +36,11 @@ SPREADS = 8.0
 FLOORS = {"variance_max": 2.0, "loss_ratio": 1.3}
 """What is watched, and the least factor above its median that is out of its band."""
 LENGTHS = 16
-"""So many lengths' bands are kept, those used last."""
+"""Most lengths whose bands are kept: those used last."""
 SHOWN = 5
-"""Documents of a step that are told, the longest pieces."""
+"""Documents of a step that an alarm names: those of its longest pieces."""
 NAMED = 2
-"""Of them, those in the sentence."""
+"""How many of those the sentence names."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Watch:
     bands: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     """seqlen, used last at the end -> figure -> logarithms of its last values."""
     seqlen: int | None = None
-    """Of the step before."""
+    """The length at the step before."""
     out: dict[str, int] = field(default_factory=dict)
     """Figure -> steps for which it has been back inside; it is still told of."""
 
