@@ -16,11 +16,8 @@ import numpy as np
 from numba import njit
 
 from pipeline.errors import ConfigError
-from pipeline.packing import Packed
+from pipeline.packing import NO_TARGET, Packed
 from pipeline.reader import Store
-
-NO_TARGET = -100
-"""The label of a position without a target, as in torch and Hugging Face."""
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def tokenizer(out: Path, vocab_size: int, as_json: bool, **options: Any) -> None
     \b
     slw-prep tokenizer books.jsonl --vocab-size 32000 --out tokenizer.json
     """
-    from pipeline.vocabulary import END_OF_DOCUMENT, train_tokenizer
+    from pipeline.train_tokenizer import END_OF_DOCUMENT, train_tokenizer
 
     seen = [0, 0]
 

@@ -18,15 +18,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import CorpusError, StoreError
 from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest
 from pipeline.place import is_local, is_there, read_all, remove_tree, sizes
-from pipeline.unit import UnitResult, parse_result, write_json
-from pipeline.writer import write_atomically, write_bytes
+from pipeline.unit import UnitResult, parse_result
+from pipeline.writer import write_bytes, write_json
 
 BUILD_FOLDER = ".slw-build"
 
@@ -72,9 +71,9 @@ class Draft:
                     self.store,
                 )
             elif there != plan:
-                write_atomically(self.store / TOKENIZER_NAME, partial(write_bytes, data=tokenizer))
+                write_bytes(self.store / TOKENIZER_NAME, tokenizer)
                 data = {"units": plan.units, "manifest": plan.manifest.to_json()}
-                write_atomically(self.folder / "plan.json", partial(write_json, value=data))
+                write_json(self.folder / "plan.json", data)
 
     def plan(self) -> Plan | None:
         """What is being built, if a plan was made. Raises StoreError where it cannot be read."""
@@ -124,7 +123,7 @@ class Draft:
         skipped = sum(result.bad + result.empty for result in results)
         manifest = dataclasses.replace(plan.manifest, shards=shards, skipped=skipped)
         self._sweep({shard.file for shard in shards})
-        write_atomically(self.store / MANIFEST_NAME, partial(write_json, value=manifest.to_json()))
+        write_json(self.store / MANIFEST_NAME, manifest.to_json())
         self.clear()
         return manifest
 

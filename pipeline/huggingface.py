@@ -7,7 +7,6 @@ opens without a copy: Arrow streams, dataset_info.json, and state.json, written 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from pipeline.errors import CorpusError
 from pipeline.inputs import TABLES, InputFile, find_files
 from pipeline.tables import open_arrow, open_parquet
 from pipeline.tokenised import BATCH_TOKENS, Tokenised
-from pipeline.unit import write_json
-from pipeline.writer import write_atomically
+from pipeline.writer import write_atomically, write_json
 
 STATE_NAME = "state.json"
 BATCH_ROWS = 1024
@@ -129,7 +127,7 @@ def write_dataset(
         "_output_all_columns": False,
         "_split": split,
     }
-    write_atomically(folder / STATE_NAME, partial(write_json, value=state))
+    write_json(folder / STATE_NAME, state)
 
 
 def int32_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:

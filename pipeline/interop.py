@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_list
 from pipeline.reader import Store
 from pipeline.staging import new_folder
 from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, held_out, without_last
-from pipeline.unit import write_json
-from pipeline.writer import write_atomically, write_bytes, write_shard
+from pipeline.writer import write_bytes, write_json, write_shard
 
 FORMATS = ("megatron", "hf")
 Reader = megatron.IndexedDataset | TokenColumn
@@ -267,8 +265,8 @@ class _Import:
             },
             skipped=self.empty,
         )
-        write_atomically(self.folder / TOKENIZER_NAME, partial(write_bytes, data=vocabulary.data))
-        write_atomically(self.folder / MANIFEST_NAME, partial(write_json, value=manifest.to_json()))
+        write_bytes(self.folder / TOKENIZER_NAME, vocabulary.data)
+        write_json(self.folder / MANIFEST_NAME, manifest.to_json())
         return manifest
 
     def _flush(self, split: str, source: str, name: str) -> None:

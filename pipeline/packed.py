@@ -17,12 +17,10 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.huggingface import STATE_NAME, int32_lists, write_dataset
-from pipeline.packing import Packed, pack
+from pipeline.packing import NO_TARGET, Packed, pack
 from pipeline.reader import Store
 from pipeline.staging import new_folder
 
-NO_TARGET = -100
-"""The label of a position without a target, as in torch and Hugging Face."""
 BYTES_PER_TOKEN = 12
 CHUNK_TOKENS = 1 << 20
 

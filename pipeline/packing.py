@@ -26,6 +26,8 @@ from numba import njit
 from pipeline.errors import ConfigError
 from pipeline.fitting import close_exactly, fill_rest, fill_rows, room_for
 
+NO_TARGET = -100
+"""The label of a position without a target, as in torch and Hugging Face."""
 WORTH = 1000
 """Several rows at once are looked for while there are more left than one per so many documents."""
 

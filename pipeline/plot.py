@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.lengths import Lengths, merge
-from pipeline.writer import write_atomically, write_bytes
+from pipeline.writer import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +62,7 @@ def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100, format=out.suffix[1:].lower())
     plt.close(figure)
-    write_atomically(out, partial(write_bytes, data=drawn.getvalue()))
+    write_bytes(out, drawn.getvalue())
 
 
 def _histogram(

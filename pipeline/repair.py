@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from pipeline.documents import Unit
@@ -15,7 +14,7 @@ from pipeline.errors import StoreError
 from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import move, remove_tree
 from pipeline.unit import UnitOptions, UnitResult
-from pipeline.writer import write_atomically, write_bytes
+from pipeline.writer import write_bytes
 
 Run = Callable[[list[tuple[int, Unit]], UnitOptions], Iterator[UnitResult]]
 
@@ -28,7 +27,7 @@ def repair(
     Raises StoreError where a unit now gives other shards: its input has changed.
     """
     if TOKENIZER_NAME in damaged:
-        write_atomically(options.out / TOKENIZER_NAME, partial(write_bytes, data=options.vocabulary.data))
+        write_bytes(options.out / TOKENIZER_NAME, options.vocabulary.data)
     lost: dict[int, list[ShardInfo]] = {}
     for shard in manifest.shards:
         if shard.file in damaged:

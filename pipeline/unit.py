@@ -29,7 +29,7 @@ from pipeline.encoding import Choice, Encoder, Spot, Vocabulary, make_encoder
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
 from pipeline.parts import encode_documents, utf8_bytes
-from pipeline.writer import write_atomically, write_shard
+from pipeline.writer import write_json, write_shard
 
 IN_FLIGHT = 64 << 20
 """Characters read and not yet in the buffer of their shard: what is read while the encoder is loaded, and what is
@@ -100,7 +100,7 @@ def build_units(tasks: Iterable[tuple[int, Unit]], options: UnitOptions) -> Iter
                     continue
                 result, work = work.finish(item), None
                 sidecar = options.sidecars / f"{index:05d}.json"
-                write_atomically(sidecar, partial(write_json, value=dataclasses.asdict(result)))
+                write_json(sidecar, dataclasses.asdict(result))
                 yield result
     finally:
         encoding.stopped.set()
@@ -318,8 +318,3 @@ def _take(batch: Documents, order: list[int]) -> Documents:
         [batch.rows[i] for i in order],
         None if batch.ids is None else [batch.ids[i] for i in order],
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON, for people too."""
-    path.write_text(json.dumps(value, indent=1))

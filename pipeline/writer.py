@@ -1,8 +1,9 @@
-"""A shard: written beside its place, flushed to the disk, then renamed. A reader sees it whole or not at all."""
+"""Files written beside their place, flushed to the disk, then renamed: a reader sees a whole file or none."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pipeline.place import is_local, sync, upload
 from pipeline.straight import StraightFile
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary file in the folder of `path`, fsync it, rename it to `path`, fsync the folder.
 
     For a remote `path` the temporary file is in $TMPDIR and is uploaded: an object appears whole or not at all.
@@ -46,7 +47,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _upload(path: Path, write: Callable[[Path], None]) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """`data` as the file `path`, written atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON in the file `path`, written atomically."""
+    write_bytes(path, json.dumps(value, indent=1).encode())
+
+
+def _upload(path: Path, write: Callable[[Path], object]) -> None:
     with tempfile.TemporaryDirectory(prefix="slw-") as folder:
         temporary = Path(folder) / path.name
         try:
@@ -115,8 +126,3 @@ def _strings(values: list[str]) -> pa.Array:
 
 def _starts(lengths: np.ndarray, dtype: type[np.integer[Any]]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(dtype)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """`data` as a file, for `write_atomically`."""
-    path.write_bytes(data)

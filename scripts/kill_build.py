@@ -26,7 +26,7 @@ import orjson
 from pipeline.corpus import Reading
 from pipeline.draft import BUILD_FOLDER
 from pipeline.format import MANIFEST_NAME, digest_bytes
-from pipeline.vocabulary import train_tokenizer
+from pipeline.train_tokenizer import train_tokenizer
 
 WORDS = ["ship", "naïve", "café", "storm", "😀", "harbour", "<|endoftext|>", "night"]
 COURSES = 3

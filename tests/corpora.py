@@ -5,7 +5,7 @@ import orjson
 from pipeline.documents import Reading
 from pipeline.format import digest_bytes
 from pipeline.job import BuildOptions
-from pipeline.vocabulary import train_tokenizer
+from pipeline.train_tokenizer import train_tokenizer
 
 WORDS = [f"naïve {word} and 😀 " for word in ("fox", "ship", "café", "house", "<|endoftext|>")]
 

@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.documents import Reading
 from pipeline.errors import CorpusError, StoreError
 from pipeline.reader import Store
-from pipeline.vocabulary import train_tokenizer
+from pipeline.train_tokenizer import train_tokenizer
 
 GOOD = b'{"text": "a"}\n'
 MORE = b'{"text": "b"}\n'

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import EOD, documents_of, write_store
 
-from curriculum.batch import NO_TARGET, make_batches
+from curriculum.batch import make_batches
 from pipeline.errors import ConfigError
-from pipeline.packing import Packed
+from pipeline.packing import NO_TARGET, Packed
 from pipeline.reader import Store
 
 BOS = 49

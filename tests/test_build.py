@@ -28,9 +28,9 @@ from pipeline.format import Manifest
 from pipeline.inputs import find_files
 from pipeline.job import BuildOptions
 from pipeline.reader import Store
+from pipeline.train_tokenizer import train_tokenizer
 from pipeline.unit import in_validation
 from pipeline.verify import verify
-from pipeline.vocabulary import train_tokenizer
 
 TEXTS = [f"document {i}: " + "the quick brown fox, naïve café 😀 " * (i % 13) + "end" for i in range(120)]
 TEXTS[7] = "text that spells <|endoftext|> stays text"
@@ -150,15 +150,15 @@ def test_killed_at_any_unit_and_run_again_gives_the_same_bytes(tokenizer, tmp_pa
     code = f"""
 import os, signal
 from pathlib import Path
-from pipeline import build as b, draft as d, job, unit as u
-write, left = d.write_atomically, [int(os.environ["WRITES"])]
+from pipeline import build as b, job, writer as w
+write, left = w.write_atomically, [int(os.environ["WRITES"])]
 def counted(path, action):
     left[0] -= 1
     if left[0] < 0:
         path.with_name("." + path.name + ".1.partial").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, action)
-d.write_atomically = u.write_atomically = counted
+w.write_atomically = counted
 b.build(job.BuildOptions(inputs=({str(tmp_path / "c.jsonl")!r},), tokenizer=Path({str(tokenizer)!r}),
     out=Path({str(tmp_path / "killed")!r}), unit_bytes=6000))
 """

@@ -193,10 +193,10 @@ def test_training_goes_on_while_a_copy_of_the_moment_is_written(tmp_path, monkey
 
 
 def test_a_failure_while_the_newest_is_named_is_one_error_not_two(tmp_path, monkeypatch):
-    def full(path, write):
+    def full(path, data):
         raise StoreError("cannot write", where=path, found="No space left on device", remedy="make room")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
     saver = Saver(tmp_path, keep=1)
     saver.save(1, model=WEIGHTS, optimizer={}, state={})
     with pytest.raises(RunError) as failed:

@@ -16,8 +16,8 @@ from runs import as_toml, config_of, settings_of, tiny_store
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from curriculum.batch import NO_TARGET
 from pipeline.errors import RunError, StoreError
+from pipeline.packing import NO_TARGET
 from train import checkpoint, distributed, loop
 from train.cli import main
 from train.config import parse_config

@@ -27,7 +27,7 @@ from pipeline.encoding import (
 )
 from pipeline.errors import TokenizerError
 from pipeline.parts import can_cut, cut, encode_documents, put_documents
-from pipeline.vocabulary import train_tokenizer
+from pipeline.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from test_cli import call
 
 from pipeline.cli import main as prep
 from pipeline.errors import ConfigError, StoreError
-from pipeline.packed import NO_TARGET, shuffled_rows, write_packed
-from pipeline.packing import pack
+from pipeline.packed import shuffled_rows, write_packed
+from pipeline.packing import NO_TARGET, pack
 from pipeline.reader import Store
 
 COLUMNS = ["input_ids", "labels", "position_ids", "seq_lengths"]

@@ -22,8 +22,8 @@ from pipeline.draft import BUILD_FOLDER
 from pipeline.errors import SlwError, StoreError
 from pipeline.format import Manifest
 from pipeline.reader import Store
+from pipeline.train_tokenizer import train_tokenizer
 from pipeline.verify import verify
-from pipeline.vocabulary import train_tokenizer
 
 TEXTS = [f"tale {i}: " + "of ships, naïve cafés and 😀 " * (i % 11) for i in range(40)]
 

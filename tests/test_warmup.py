@@ -12,8 +12,8 @@ from runs import config_of, tiny_store
 from test_compile import fresh  # noqa: F401
 from torch.nn import functional as F
 
-from curriculum.batch import NO_TARGET
 from pipeline.errors import RunError
+from pipeline.packing import NO_TARGET
 from train import loop, warmup
 from train import run as runs
 from train.compile import Compiler

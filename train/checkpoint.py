@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import RunError, StoreError
 from pipeline.place import sync
-from pipeline.writer import write_atomically, write_bytes
+from pipeline.writer import write_bytes
 
 FOLDER = "checkpoints"
 LATEST_NAME = "LATEST"
@@ -85,7 +84,7 @@ def write(
         temporary.rename(target)
         sync(target.parent)
         sync(run)
-        write_atomically(run / FOLDER / LATEST_NAME, partial(write_bytes, data=f"{target.name}\n".encode()))
+        write_bytes(run / FOLDER / LATEST_NAME, f"{target.name}\n".encode())
         prune(run, keep=keep, keep_every_steps=keep_every_steps, keep_steps_back=keep_steps_back)
     except (OSError, StoreError) as error:
         shutil.rmtree(temporary, ignore_errors=True)

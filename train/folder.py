@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.unit import write_json
-from pipeline.writer import write_atomically
+from pipeline.writer import write_json
 from train.config import Config
 from train.lock import LOCK_NAME
 
@@ -84,7 +82,7 @@ def write_config(folder: Path, config: Config) -> None:
     """Write RUN/config.json, whole or not at all."""
     for left in folder.glob(f".{CONFIG_NAME}.*"):  # by a kill
         left.unlink()
-    write_atomically(folder / CONFIG_NAME, partial(write_json, value=flat(config)))
+    write_json(folder / CONFIG_NAME, flat(config))
 
 
 def clear(folder: Path) -> None:

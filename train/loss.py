@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
-"""The label without a target."""
+from pipeline.packing import NO_TARGET
+
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 """Size of a chunk of float32 logits: what a cache holds on the CPU, enough rows for full matrix products on CUDA."""
 
@@ -68,7 +68,7 @@ class _CrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if mixed else weight.dtype
         wanted = any(ctx.needs_input_grad[:2])
         with torch.autocast(device, enabled=False) if mixed else nullcontext():
-            valid = labels != IGNORED
+            valid = labels != NO_TARGET
             targets = torch.where(valid, labels, 0)
             h, w = torch.where(valid[:, None], hidden, 0).to(dtype), weight.to(dtype)
             # With hidden states of 0 a position adds nothing to the gradient of the weight.

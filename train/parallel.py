@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from curriculum.batch import NO_TARGET
+from pipeline.packing import NO_TARGET
 from train.data import MicroBatch
 from train.distributed import Ranks
 from train.model import GPT2

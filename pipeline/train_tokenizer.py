@@ -6,7 +6,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,7 +14,7 @@ from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError, StoreError
 from pipeline.inputs import find_files
-from pipeline.writer import write_atomically, write_bytes
+from pipeline.writer import write_bytes
 
 END_OF_DOCUMENT = "<|endoftext|>"
 LEAST_SIZE = 257
@@ -73,7 +72,7 @@ def train_tokenizer(
             where=", ".join([*inputs, *(path for _, path in sources)][:3]),
             remedy="check the input and --text-field",
         )
-    write_atomically(out, partial(write_bytes, data=tokenizer.to_str(pretty=True).encode()))
+    write_bytes(out, tokenizer.to_str(pretty=True).encode())
     return tokenizer
 
 
