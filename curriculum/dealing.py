@@ -22,7 +22,7 @@ DEAL_SEQUENCES = 1 << 18
 DEAL_TOKENS = 1 << 25
 """Most of one deal; it ends earlier where batches change their shape or the window ends."""
 PASSED_STEPS = 1 << 16
-"""Most steps on the way to the first one that are dealt in one call."""
+"""Most steps skipped in one call on the way to the first step asked for."""
 _NONE = np.empty(0, dtype=np.int64)
 NOTHING = Packed(_NONE, _NONE, _NONE, np.zeros(1, dtype=np.int64))
 
@@ -102,7 +102,7 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
             if (
                 step < first
                 and not lead
-                and (passed := _passed(schedule, served, step, min(first, end), source.tokens))
+                and (passed := _whole_shapes(schedule, served, step, min(first, end), source.tokens))
             ):
                 seqlens, rows, step = passed
                 source.dealer.skip(seqlens, rows, **reading)
@@ -135,12 +135,12 @@ def _stream(order: Order, key: int, shards: list[int], served: Served, first: in
             step += count
 
 
-def _passed(
+def _whole_shapes(
     schedule: Schedule, served: Served, step: int, end: int, tokens: int
 ) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """The deals from `step` on that hold all steps of one shape each, as far as they end by `end` and `tokens` reach.
+    """Deals from `step` on that each hold all steps of one shape, end by `end` and need no more than `tokens`.
 
-    Returns (seqlens, rows: int64 [deals]; the step after them), or None; of PASSED_STEPS steps at most.
+    Returns (seqlens, rows: int64 [deals]; the step after them), or None; at most PASSED_STEPS steps.
     """
     first, seqlen, sequences = schedule.phases.shapes(step, min(end, step + PASSED_STEPS))
     if not len(seqlen):

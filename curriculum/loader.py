@@ -18,7 +18,7 @@ import numpy as np
 
 from curriculum.batch import Allocate, Batch, make_batches, windowed
 from curriculum.dealing import sequences_of
-from curriculum.memory import Reused
+from curriculum.memory import Pool
 from curriculum.mixture import Mixture
 from curriculum.order import Order
 from curriculum.phases import SEQUENCES
@@ -44,9 +44,9 @@ class CurriculumLoader:
     `rank` of `world_size` gets its contiguous share of each batch's rows. Use as a context manager, or `close()` it:
     it owns threads. `prefetch` runs of batches (see CHUNK_TOKENS) wait ready; `allocate` says in which memory they
     are made, for example pinned memory (docs/serving.md); without it, memory is used again once nobody holds it.
-    `mixture` weighs the store's sources; `window_tokens` are dealt together (docs/dealing.md; None: as `window_of`
-    says, or the state that is loaded). Raises ConfigError where the schedule asks for more data than there are, or a
-    batch has fewer sequences than ranks.
+    `mixture` weighs the store's sources; `window_tokens`: tokens dealt together (docs/dealing.md);
+    None: `default_window_tokens`, or those of a loaded state. Raises ConfigError where the schedule asks for more
+    data than there are, or a batch has fewer sequences than ranks.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CurriculumLoader:
         self.rank = rank
         self.world_size = world_size
         self.prefetch = prefetch
-        self.allocate = allocate or Reused(3 * CHUNK_TOKENS)
+        self.allocate = allocate or Pool(3 * CHUNK_TOKENS)
         self.step = 0
         """Batches handed out so far."""
         self._chunks: Prefetch[list[Batch]] | None = None

@@ -1,4 +1,4 @@
-"""Memory for batches that is used again as soon as nobody refers to what was made in it."""
+"""A pool of memory for batches: an array's memory is reused once nobody refers to the array any more."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import weakref
 import numpy as np
 
 MOST_FREE = 8
-"""Arrays kept for later; of a loader, no more are on their way at once."""
+"""Most free arrays kept; a loader has no more in use at once."""
 
 
-class Reused:
-    """Shape -> int64 array, in memory that no other one made here is in while that or a view of it is alive.
+class Pool:
+    """Called with a shape, gives an int64 array; its memory comes back when it and all views of it are gone.
 
     Where the allocator gives freed memory back to the system, fresh memory costs a page fault every 4 KB: as long as
-    filling it with tokens. Arrays are made in memory of `least` items or more. For one caller at a time; they may be
-    dropped in any thread.
+    filling it with tokens. Blocks have `least` items or more. For one caller at a time; arrays may be dropped in any
+    thread.
     """
 
     def __init__(self, least: int) -> None:

@@ -1,4 +1,4 @@
-"""All that the batches of a run follow from: which documents, how mixed, under which schedules, with which seed."""
+"""`Order`: all that determines the batches of a run: corpus, mixture, schedules and seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Order:
     asked: tuple[tuple[int, Schedule], ...]
     """(step, the schedule that was asked for from this step on), the first from step 0."""
     history: tuple[tuple[int, Schedule], ...]
-    """The same with what each kept of those before: whole schedules from step 0."""
+    """The same, each joined to what was served before it: whole schedules from step 0."""
 
     @classmethod
     def begin(
@@ -37,7 +37,7 @@ class Order:
         mixture: Mixture | None = None,
         window_tokens: int | None = None,
     ) -> Order:
-        """`window_tokens` are dealt together; None: as `window_of` says.
+        """`window_tokens`: tokens dealt together; None: see `default_window_tokens`.
 
         Raises ConfigError where the schedule or the mixture asks for more than there is.
         """
@@ -49,7 +49,7 @@ class Order:
             raise ConfigError("sources are mixed by dealing alone", found=schedule.planner, allowed="dealing")
         schedule = mixture.check(schedule, source_tokens(corpus)) if mixture else resolve(schedule, corpus)
         start = ((0, schedule),)
-        return cls(corpus, seed, mixture, window_tokens or window_of(schedule), start, start)
+        return cls(corpus, seed, mixture, window_tokens or default_window_tokens(schedule), start, start)
 
     def changed_at(self, step: int, schedule: Schedule) -> Order:
         """This order before `step`, `schedule` from then on (by its own count of steps, from 0 of the run).
@@ -129,7 +129,7 @@ def resolve(schedule: Schedule, corpus: Corpus) -> Schedule:
     return schedule.resolve(sum(shard.tokens for shard in corpus.shards), sequences)
 
 
-def window_of(schedule: Schedule) -> int:
+def default_window_tokens(schedule: Schedule) -> int:
     """WINDOW_TOKENS, or the least tokens that WINDOW_SHAPES shapes of `schedule` have, where that is less."""
     starts = schedule.phases.starts[: 1 + schedule.phases.number(schedule.total_steps)]
     return int((starts[WINDOW_SHAPES:] - starts[:-WINDOW_SHAPES]).min(initial=WINDOW_TOKENS))

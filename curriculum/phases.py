@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 FIRST_STEP, SEQLEN, SEQUENCES, WINDOW = range(4)
 """Rows of `Phases.columns`."""
 MOST_TOKENS = 1 << 62
-"""Steps and tokens are counted in 64 bits."""
+"""Largest count of steps and tokens, which are int64."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Phases(Sequence[Phase]):
 
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int, int, int]]) -> Phases:
-        """From (first step, seqlen, sequences, window or 0) in order; of those with one first step the last holds.
+        """From rows (first step, seqlen, sequences, window or 0) in order; of equal first steps the last holds.
 
-        Those that only go on with the shape and window before them are left out.
+        Rows with the shape and window of the row before are dropped.
         """
         try:
             columns = np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 4).T
@@ -57,7 +57,7 @@ class Phases(Sequence[Phase]):
         return cls(columns[:, last]).merged()
 
     def merged(self) -> Phases:
-        """Without phases that only go on with the shape and window before them."""
+        """Without phases that have the shape and window of the phase before."""
         return Phases(np.ascontiguousarray(self.columns[:, _changes(self.columns[SEQLEN:])]))
 
     @overload
@@ -87,7 +87,7 @@ class Phases(Sequence[Phase]):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the columns in as few bytes a number as each needs: that is quick."""
+        """SHA-256 of the columns, each in the smallest integer type that holds it: fewer bytes to digest."""
         digest = hashlib.sha256()
         for column in (np.diff(self.columns[FIRST_STEP], prepend=0), *self.columns[SEQLEN:]):
             kind = np.min_scalar_type(int(column.max(initial=0))).newbyteorder("<")
@@ -95,7 +95,7 @@ class Phases(Sequence[Phase]):
         return digest.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What names and describes them where they are too many to list; plain JSON."""
+        """Stands for phases that are too many to list; plain JSON."""
         seqlens = self.columns[SEQLEN]
         return {"count": len(self), "seqlens": [int(seqlens.min()), int(seqlens.max())], "digest": self.digest}
 

@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 
 
 class Prefetch(Generic[Item]):
-    """What each of `jobs` returns, in their order, made in the background while at most `ahead` wait. `close` it.
+    """The results of `jobs`, in order, made in background threads; at most `ahead` wait finished. `close` it.
 
-    One of `threads` at a time asks for the next job; jobs run beside one another. At most `ahead` + 1 are asked for
-    before their results are. What `jobs` or a job raises is raised by `next`, after the items before it.
+    `threads` take turns at asking for the next job and run jobs at the same time. At most `ahead` + 1 jobs are begun
+    whose results were not yet asked for. What `jobs` or a job raises is raised by `next`, after the items before it.
     """
 
     def __init__(self, jobs: Iterator[Callable[[], Item]], ahead: int, threads: int = 1) -> None:

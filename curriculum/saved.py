@@ -1,11 +1,11 @@
-"""Schedules as plain JSON values, and those of a run in its loader's state: small, however long they are.
+"""Schedules as JSON: one in full (`to_json`), and all of a run's in a loader's state, small however long they are.
 
-    [0, {"total_tokens": ..., "settings": ...}]                   what it was made from
-    [0, {"total_tokens": ..., "phases": [[0, 8, 512], ...]}]      where that is not known
-    [0, {"total_tokens": ..., "phases": {"digest": ..., ...}}]    more lengths than a state lists, by their digest
-    [120, 24]                                                     the adaptive one before, raised to a length
+    [0, {"total_tokens": ..., "settings": ...}]                   from step 0 on, by the settings it was made from
+    [0, {"total_tokens": ..., "phases": [[0, 8, 512], ...]}]      by its phases, where settings are not known
+    [0, {"total_tokens": ..., "phases": {"digest": ..., ...}}]    by their digest, where they are too many
+    [120, 24]                                                     from step 120 on, the adaptive one before at 24
 
-What is named by its digest must be given again where the state is loaded: a run's own schedule is.
+A schedule that is named by its digest must be passed when the state is loaded; a loader passes its own.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from curriculum.schedule import Schedule
 from curriculum.settings import RUN_KEYS, SEQLEN_NOW
 from pipeline.errors import RunError
 
-MADE_KEYS = ("planner", "first_piece", "window_positions", "seqlen_to_come")
+PHASES_KEYS = ("planner", "first_piece", "window_positions", "seqlen_to_come")
+"""Fields of a schedule that its phases do not tell, and its settings would."""
 MOST_ROWS = 1500
-"""Most rows of tables and phases that a state lists, 40 bytes each at most: else the longest go by their digest."""
+"""Most rows of tables and phases in a state, at most 40 bytes each; beyond, the longest are named by digest."""
 
 
 def to_json(schedule: Schedule) -> dict[str, Any]:
-    """What it was made from where that is known, else its phases."""
+    """Its settings where they are known, else its phases; and where it ends."""
     if schedule.settings is not None:
         return {**{key: getattr(schedule, key) for key in RUN_KEYS}, "settings": schedule.settings}
-    return _made(schedule, [list(dataclasses.astuple(phase)) for phase in schedule.phases])
+    return _with_phases(schedule, [list(dataclasses.astuple(phase)) for phase in schedule.phases])
 
 
 def from_json(data: dict[str, Any]) -> Schedule:
     """Inverse of `to_json`."""
     if "settings" in data:
         return Schedule.from_settings(**data["settings"], **{key: data[key] for key in RUN_KEYS})
-    return _of(data, Phases.of((step, seqlen, rows, window or 0) for step, seqlen, rows, window in data["phases"]))
+    return _from_phases(
+        data, Phases.of((step, seqlen, rows, window or 0) for step, seqlen, rows, window in data["phases"])
+    )
 
 
 def state_of(asked: Sequence[tuple[int, Schedule]]) -> list[list[Any]]:
@@ -48,7 +51,9 @@ def state_of(asked: Sequence[tuple[int, Schedule]]) -> list[list[Any]]:
         if number and (now := _raised(asked[number - 1][1], schedule)):
             state.append([step, now])
         else:
-            state.append([step, to_json(schedule) if number in rows else _made(schedule, schedule.phases.summary())])
+            state.append(
+                [step, to_json(schedule) if number in rows else _with_phases(schedule, schedule.phases.summary())]
+            )
     return state
 
 
@@ -59,7 +64,7 @@ def schedules_of(
 
     Raises RunError for one that is not among them.
     """
-    ours = to_json(asked) if asked.settings is not None else None  # to make long ones anew takes longer than all else
+    ours = to_json(asked) if asked.settings is not None else None  # making a long one from JSON is slow
     schedules: list[tuple[int, Schedule]] = []
     for step, data in state:
         if isinstance(data, int):
@@ -75,7 +80,7 @@ def schedules_of(
                     remedy="give the loader that schedule; to go on with another from here: "
                     "load_state_dict(state, change_schedule=True, earlier=[that schedule])",
                 )
-            schedule = _of(data, given[phases["digest"]])
+            schedule = _from_phases(data, given[phases["digest"]])
             schedule = asked if schedule == asked else schedule
         else:
             schedule = asked if data == ours else from_json(data)
@@ -83,16 +88,16 @@ def schedules_of(
     return schedules
 
 
-def _made(schedule: Schedule, phases: Any) -> dict[str, Any]:
-    return {**{key: getattr(schedule, key) for key in (*RUN_KEYS, *MADE_KEYS)}, "phases": phases}
+def _with_phases(schedule: Schedule, phases: Any) -> dict[str, Any]:
+    return {**{key: getattr(schedule, key) for key in (*RUN_KEYS, *PHASES_KEYS)}, "phases": phases}
 
 
-def _of(data: dict[str, Any], phases: Phases) -> Schedule:
-    return Schedule(phases, **{key: data[key] for key in (*RUN_KEYS, *MADE_KEYS)})
+def _from_phases(data: dict[str, Any], phases: Phases) -> Schedule:
+    return Schedule(phases, **{key: data[key] for key in (*RUN_KEYS, *PHASES_KEYS)})
 
 
 def _rows(schedule: Schedule) -> int:
-    """How many lengths its JSON lists."""
+    """Rows of tables and phases in its JSON."""
     if schedule.settings is None:
         return len(schedule.phases)
     return sum(len(value) for value in schedule.settings["curriculum"].values() if isinstance(value, list | tuple))

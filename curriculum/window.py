@@ -22,7 +22,7 @@ from curriculum.hashes import hashes, key_of
 WINDOW_TOKENS = 1 << 25
 """Tokens of a window, about: what planning anew at a resume costs at most (half a second at seqlen 8, less above)."""
 WINDOW_SHAPES = 1 << 16
-"""Most shapes in a window, each a deal of 3 to 6 microseconds, for the same reason: see `order.window_of`."""
+"""Most shapes in a window, for the same reason: each is a deal of 3 to 6 us. See `order.default_window_tokens`."""
 GROUP_WINDOWS = 16
 
 

@@ -1,4 +1,4 @@
-"""Units -> shards -> manifest. A killed build goes on at the unit; the manifest, written last, is the commit.
+"""Units -> shards -> manifest. A killed build resumes by unit; the manifest, written last, is the commit.
 
 Shards are numbered by their unit and depend on it alone: the bytes are the same whoever builds it, and in any order.
 """

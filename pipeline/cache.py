@@ -1,4 +1,4 @@
-"""Whole files of remote stores on the local disk, under their digest, up to a number of bytes.
+"""A cache of remote shards on the local disk: whole files named by their digest, up to a total size.
 
     FOLDER/<digest>.arrow            a shard whose digest is right; renamed to this name once it was compared
     FOLDER/.<digest>.arrow.partial   one that a process downloads, and holds locked meanwhile

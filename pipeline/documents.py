@@ -1,4 +1,4 @@
-"""The words of reading: a unit of the input, how it is read, the documents that come out, and bad records."""
+"""Types that all readers share: a unit of the input, how to read it, the documents that come out, bad records."""
 
 from __future__ import annotations
 

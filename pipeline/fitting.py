@@ -1,4 +1,4 @@
-"""Items of 1..seqlen tokens into rows: what fills rows exactly first, then best-fit decreasing.
+"""Items of 1..seqlen tokens into rows: first groups that fill rows exactly, then best-fit decreasing.
 
 Items of equal length are alike, so the work is done per length and copied to the items:
 
@@ -20,7 +20,7 @@ from numba import njit
 from pipeline.bits import flip, has, highest_up_to, lowest, lowest_from, window
 
 ROWS_AT_ONCE = 4
-"""Most rows that items are looked for to fill exactly together."""
+"""Most rows that one group of items may fill exactly together."""
 CLOSING_PAIRS = 4096
 """Most pairs looked at to close a row: bounds a search at very long sequences."""
 

@@ -74,7 +74,9 @@ def import_tokens(
     """
     if not 0 <= options.validation_fraction < 1:
         raise ConfigError(
-            "odd validation fraction", found=options.validation_fraction, allowed="0 up to, not with, 1"
+            "the validation fraction is out of range",
+            found=options.validation_fraction,
+            allowed="0 up to, not with, 1",
         )
     if options.unit_bytes < 1:
         raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")

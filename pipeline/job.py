@@ -1,4 +1,4 @@
-"""What a build was asked for, looked at: its inputs, its tokenizer, its units, and the draft that they go into."""
+"""A build's options, and what follows from them: input files, tokenizer, units, encoder and the draft store."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BuildOptions:
 
 
 class Job:
-    """A build that was asked for: what goes in, and the draft it goes into."""
+    """One build: what goes in, and the draft it goes into."""
 
     def __init__(self, options: BuildOptions) -> None:
         _check(options)
@@ -133,7 +133,9 @@ class Job:
 def _check(options: BuildOptions) -> None:
     if not 0 <= options.validation_fraction < 1:
         raise ConfigError(
-            "odd validation fraction", found=options.validation_fraction, allowed="0 up to, not with, 1"
+            "the validation fraction is out of range",
+            found=options.validation_fraction,
+            allowed="0 up to, not with, 1",
         )
     if options.unit_bytes < 1 or options.workers < 1:
         found = f"--unit-bytes {options.unit_bytes} --workers {options.workers}"

@@ -28,8 +28,8 @@ from pipeline.fitting import close_exactly, fill_rest, fill_rows, room_for
 
 NO_TARGET = -100
 """The label of a position without a target, as in torch and Hugging Face."""
-WORTH = 1000
-"""Several rows at once are looked for while there are more left than one per so many documents."""
+DOCUMENTS_PER_ROW = 1000
+"""Closing several rows at once goes on while more rows are open than one per this many documents."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _pack(
             offsets[row] = p
         first = end[recipe]
     entry, begin, used = room_for(count.sum())
-    enough = whole + rows - row - len(lengths) // WORTH
+    enough = whole + rows - row - len(lengths) // DOCUMENTS_PER_ROW
     used = used[: fill_rest(order, count, after, seqlen, enough, entry, begin, used, 0)]
     for i in range(len(entry)):
         d = entry[i] >> 32

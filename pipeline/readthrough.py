@@ -16,9 +16,9 @@ from pathlib import Path
 import xxhash
 
 BLOCK_BYTES = 1 << 18
-"""Fits the second-level cache of a core."""
+"""Bytes of one read: fits the second-level cache of a core."""
 PROBE_BYTES = 1 << 20
-"""The first byte of every so many is looked for in memory."""
+"""Distance between the bytes that `in_memory` probes."""
 
 
 def in_memory(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Documents that are tokens already: what readers of other formats yield, and what is asked of them.
+"""Documents that are token ids already: what readers of other formats yield, and how it is checked and ended.
 
 Every id must be of the vocabulary. A document that ends in the end-of-document token stays as it is, any other is
 given one; a document without a token is left out. So what was stored by us comes back unchanged.

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.direct import DirectFile
 from pipeline.errors import StoreError
 from pipeline.format import ShardInfo, length_histogram, shard_schema
 from pipeline.place import is_local, sync, upload
-from pipeline.straight import StraightFile
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -91,10 +91,10 @@ def write_shard(
     if source:
         columns.append(pa.repeat(pa.scalar(source), len(lengths)))
     batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    written: list[StraightFile] = []
+    written: list[DirectFile] = []
 
     def write(path: Path) -> None:
-        with StraightFile(path) as sink:
+        with DirectFile(path) as sink:
             with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), schema) as writer:
                 writer.write_batch(batch)
             written.append(sink)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curriculum.memory import MOST_FREE, Reused
+from curriculum.memory import MOST_FREE, Pool
 
 VIEWS = [
     lambda a: a,
@@ -22,7 +22,7 @@ VIEWS = [
     steps=st.lists(st.tuples(st.integers(2, 9), st.sampled_from(VIEWS), st.integers(0, 4)), max_size=60),
 )
 def test_no_memory_is_given_out_while_a_view_of_it_is_alive(least, steps):
-    make, held = Reused(least), {}
+    make, held = Pool(least), {}
     for number, (rows, view, drop) in enumerate(steps):
         array = make((rows, 3))
         assert (
@@ -39,7 +39,7 @@ def test_no_memory_is_given_out_while_a_view_of_it_is_alive(least, steps):
 
 
 def test_memory_is_used_again_and_little_of_it_is_kept():
-    make = Reused(100)
+    make = Pool(100)
     first = make((4, 5))
     place = first.ctypes.data
     second = make((4, 5))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curriculum.loader import CurriculumLoader
-from curriculum.order import window_of
+from curriculum.order import default_window_tokens
 from curriculum.saved import MOST_ROWS, schedules_of, state_of
 from curriculum.schedule import Schedule
 from pipeline.errors import RunError
@@ -93,7 +93,7 @@ def test_a_window_is_as_large_as_may_be_for_so_many_shapes(table, shapes, total)
     begins = [step for step in begins if step == 0 or schedule.seqlen(step) != schedule.seqlen(step - 1)]
     begins = [schedule.tokens_before(step) for step in begins]
     with mock.patch("curriculum.order.WINDOW_SHAPES", shapes):
-        tokens = window_of(schedule)
+        tokens = default_window_tokens(schedule)
     assert tokens == min([last - first for first, last in zip(begins, begins[shapes:], strict=False)] + [1 << 25])
 
 

@@ -1,4 +1,4 @@
-"""Two models of Hugging Face's that compute what ours does: what their parts, sizes and switches are called.
+"""GPT-2 and GPT-NeoX of Hugging Face, which compute what our model does: their names of parts, sizes, switches.
 
 Learned positions: GPT-2, whose Conv1D layers hold matrices transposed. Rotary positions: GPT-NeoX without its
 parallel residual and with all of a head turned, whose queries, keys and values lie head by head.

@@ -1,4 +1,4 @@
-"""What becomes of a run after a step that is not finite: the update left out, a rollback, or an end that says why."""
+"""After a step that is not finite: its update is left out, the run rolls back, or it ends and says why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN_DOCUMENTS = 5
 
 
 def bad_step(run: Run, done: Fetched, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of metrics of a step that is not finite; sets `run.bad` where it does not simply go on."""
+    """The line of metrics of a step that is not finite; sets `run.bad` where the run must stop or roll back."""
     run.at.elapsed_s += done.took_s
     wrong = {name: str(figures[name]) for name in WATCHED}  # JSON has no number for them
     line = {**done.facts, "elapsed_s": round(run.at.elapsed_s, 4), "nonfinite": wrong}
@@ -38,7 +38,7 @@ def bad_step(run: Run, done: Fetched, figures: Mapping[str, Any]) -> dict[str, A
 
 
 def recover(run: Run, line: dict[str, Any]) -> RunError | None:
-    """Roll back where that is asked for and possible, and complete the bad step's `line`; or what the run ends with.
+    """Roll back if asked for and possible, noting it in the bad step's `line`; else the error that the run ends with.
 
     After a rollback the run is after the bad step, with the weights and moments of a checkpoint.
     """
@@ -79,7 +79,7 @@ def _checkpoint_before(run: Run, step: int) -> tuple[str, dict[str, Any]] | None
 
 
 def _report(run: Run, bad: Mapping[str, Any], why: str) -> RunError:
-    """What a run ends with that goes no further; `bad`: facts and figures of the step."""
+    """The error that the run ends with; `bad`: facts and figures of the step."""
     settings, batch = run.config.run, bad["step"] - 1
     documents = np.unique(run.dealt(batch).document)
     shown = ", ".join(f"{number:,}" for number in documents[:SHOWN_DOCUMENTS].tolist())

@@ -1,4 +1,4 @@
-"""The progress line of a run: where it is, how it does, how long it will take."""
+"""The text of a run's progress line: step, length, loss, speed, time left."""
 
 from __future__ import annotations
 

@@ -62,10 +62,8 @@ def loader_of(
         )
     config = config_of_run(config_or_run)
     store = Store.open(config.store)
-    saved = checkpoint.load_latest(config_or_run, lambda text: None)
-    if saved is None:
-        return config.loader(store, **ranks)
     loader = config.loader(store, **ranks)
-    # The config holds the last schedule that was asked for, perhaps after the checkpoint: what was served decides.
-    loader.load_state_dict(saved[1]["loader"], change_schedule=True)
+    if saved := checkpoint.load_latest(config_or_run, lambda text: None):
+        # The config has the last schedule asked for, perhaps after this checkpoint: what was served decides.
+        loader.load_state_dict(saved[1]["loader"], change_schedule=True)
     return loader

@@ -1,4 +1,4 @@
-"""What of a run is kept in its checkpoints, and how it goes on from one: docs/checkpoints.md has every key."""
+"""A run's state in checkpoints: what is saved, and how it resumes. docs/checkpoints.md has every key."""
 
 from __future__ import annotations
 

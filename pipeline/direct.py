@@ -1,8 +1,8 @@
-"""A file that goes straight to the disk, past the page cache, with its digest; for files that nobody reads at once.
+"""A file written with O_DIRECT, past the page cache, with its digest; for files that nobody reads soon after.
 
 The page cache would copy the bytes into new pages: three times the processor time, thirty times where a virtual
 machine was never given those pages before, and what others read would be pushed out. Price: one block of memory, and
-the writer waits for the disk. Where the system or the file system knows no such writes, it goes through the cache.
+the writer waits for the disk. Where the system or file system has no O_DIRECT, all of it goes through the cache.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import xxhash
 
 BLOCK_BYTES = 4 << 20
 ALIGNED_BYTES = 4096
-"""What lengths and places of writes past the cache are multiples of; the end of a file is not."""
-_STRAIGHT = getattr(os, "O_DIRECT", 0)
+"""O_DIRECT wants lengths and offsets that are multiples of this; the rest of a file goes through the cache."""
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-class StraightFile:
-    """A new binary file to be written from its begin to its end; a file object for pyarrow. Raises OSError."""
+class DirectFile:
+    """A new binary file to be written from beginning to end; a file object for pyarrow. Raises OSError."""
 
     closed = False
 
@@ -35,7 +35,7 @@ class StraightFile:
         self._block = np.frombuffer(mmap.mmap(-1, BLOCK_BYTES), dtype=np.uint8)  # begins a page
         self._used = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._set(_STRAIGHT)
+        self._set(_O_DIRECT)
 
     def __enter__(self) -> Self:
         return self
@@ -77,11 +77,11 @@ class StraightFile:
             try:
                 values = values[os.write(self._file, values.data) :]
             except OSError as error:
-                if error.errno != errno.EINVAL or not fcntl.fcntl(self._file, fcntl.F_GETFL) & _STRAIGHT:
+                if error.errno != errno.EINVAL or not fcntl.fcntl(self._file, fcntl.F_GETFL) & _O_DIRECT:
                     raise
                 self._set(0)
 
-    def _set(self, straight: int) -> None:
+    def _set(self, direct: int) -> None:
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
         with contextlib.suppress(OSError):  # a file system without it
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~_STRAIGHT | straight)
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~_O_DIRECT | direct)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import straight
+from pipeline import direct
+from pipeline.direct import ALIGNED_BYTES, DirectFile
 from pipeline.format import digest_bytes
-from pipeline.straight import ALIGNED_BYTES, StraightFile
 
 BLOCK = 4 * ALIGNED_BYTES
 SIZES = st.one_of(
@@ -24,11 +24,11 @@ SIZES = st.one_of(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(straight, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(direct, "BLOCK_BYTES", BLOCK)
 
 
 def written(path, parts):
-    with StraightFile(path) as file:
+    with DirectFile(path) as file:
         for part in parts:
             assert file.write(part) == len(part)
     data = b"".join(parts)
@@ -78,7 +78,7 @@ def test_a_full_disk_is_an_error_and_the_file_is_closed(tmp_path, monkeypatch, a
         return write(file, data)
 
     monkeypatch.setattr(os, "write", writing)
-    file = StraightFile(tmp_path / "file")
+    file = DirectFile(tmp_path / "file")
     with pytest.raises(OSError, match="No space left"), file:
         file.write(bytes(2 * BLOCK + 1))
     with pytest.raises(OSError, match="Bad file descriptor"):
