@@ -70,6 +70,7 @@ class CurriculumLoader:
         self.order = Order.begin(store, schedule, seed=seed, mixture=mixture, window_tokens=window_tokens)
         """What all batches follow from."""
         self._any_window = window_tokens is None
+        """A state's window_tokens are taken over."""
         _check_ranks(self.schedule, world_size)
         self.rank = rank
         self.world_size = world_size
@@ -132,22 +133,7 @@ class CurriculumLoader:
         schedule holds from here on: what was served stays served, and an adaptive one goes on at the length reached.
         `earlier`: schedules before this loader's that had too many lengths for a state to list: see `saved`.
         """
-        identity = self._identity()
-        if self._any_window and isinstance(of_state := state.get("window_tokens"), int) and of_state > 0:
-            identity["window_tokens"] = of_state
-        for name, value in identity.items():
-            if state.get(name) != value:
-                raise RunError(
-                    f"the loader's state is of another {name}",
-                    found=state.get(name),
-                    allowed=f"{value} (this loader)",
-                )
-        if not state.get("schedules") or "step" not in state:
-            raise RunError(
-                "not a loader's state",
-                found=", ".join(sorted(state)),
-                allowed="what state_dict() gave, whole: with step and schedules",
-            )
+        window_tokens = self._check_identity(state)
         step = int(state["step"])
         asked = self.order.asked[-1][1]
         schedules = schedules_of(state["schedules"], asked, earlier)
@@ -161,7 +147,7 @@ class CurriculumLoader:
                 )
             schedules.append((step, asked.carried_on(schedules[-1][1])))
         start = tuple(schedules[:1])
-        order = replace(self.order, window_tokens=identity["window_tokens"], asked=start, history=start)
+        order = replace(self.order, window_tokens=window_tokens, asked=start, history=start)
         for first, schedule in schedules[1:]:
             order = order.changed_at(first, schedule)
         if not 0 <= step <= order.schedule.total_steps:
@@ -193,8 +179,29 @@ class CurriculumLoader:
             "window_tokens": self.order.window_tokens,
         }
 
+    def _check_identity(self, state: dict[str, Any]) -> int:
+        """Raise RunError where `state` is not of this loader's store, seed and mixture; returns its window_tokens."""
+        identity = self._identity()
+        if self._any_window and isinstance(of_state := state.get("window_tokens"), int) and of_state > 0:
+            identity["window_tokens"] = of_state
+        for name, value in identity.items():
+            if state.get(name) != value:
+                raise RunError(
+                    f"the loader's state is of another {name}",
+                    found=state.get(name),
+                    allowed=f"{value} (this loader)",
+                    remedy="resume with what the state was made with, or begin another run",
+                )
+        if not state.get("schedules") or "step" not in state:
+            raise RunError(
+                "not a loader's state",
+                found=", ".join(sorted(state)),
+                allowed="what state_dict() gave, whole: with step and schedules",
+            )
+        return int(identity["window_tokens"])
+
     def close(self) -> None:
-        """Stop the thread; iterating again starts a new one at the next batch."""
+        """Stop the threads; iterating again starts new ones at the next batch."""
         if self._chunks is not None:
             self._chunks.close()
         self._chunks, self._chunk = None, iter(())
