@@ -26,7 +26,8 @@ from nanogpt import NanoTrainer
 from synthetic import write_synthetic_store
 
 from pipeline.reader import Store
-from train.config import Config, parse_config
+from train.config import Config
+from train.config_file import parse_config
 from train.forecast import parameters
 from train.run import Run
 from train.utilisation import flops_per_token, peak_tflops, utilisation

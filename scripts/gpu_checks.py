@@ -227,7 +227,7 @@ def modes(cpu: bool) -> Iterator[Result]:
 
 def short_run(folder: Path, mode: str, cpu: bool) -> Result:
     from train import loop
-    from train.config import parse_config
+    from train.config_file import parse_config
     from train.metrics import read_metrics
 
     made: list[Any] = []
@@ -280,7 +280,7 @@ def resume(cpu: bool) -> Iterator[Result]:
 def train(config: dict[str, Any], stop: int) -> None:
     """A run that kills itself before the update at step `stop`."""
     from train import loop
-    from train.config import parse_config
+    from train.config_file import parse_config
 
     update = loop.Run.update
 

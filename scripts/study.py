@@ -162,7 +162,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any] | None:
 
 def load(job: dict[str, Any]) -> Any:
     """The config of a run. Raises ConfigError as `load_config` does."""
-    from train.config import load_config
+    from train.config_file import load_config
 
     arm = Path(job["arm"])
     path = arm if arm.suffix == ".toml" else EXPERIMENTS / f"{arm}.toml"

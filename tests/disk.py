@@ -107,7 +107,7 @@ def sweep(config, fault, every):
 
     from pipeline.errors import SlwError
     from train import checkpoint, loop
-    from train.config import load_config
+    from train.config_file import load_config
 
     loop.run(
         load_config(config, ["run.dir=undisturbed"]), warn=lambda text: None

@@ -4,7 +4,7 @@ import numpy as np
 from stores import documents_of, write_store
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from train.config import parse_config
+from train.config_file import parse_config
 
 
 def tiny_tokenizer():

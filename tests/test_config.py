@@ -9,7 +9,7 @@ from runs import as_toml, settings_of, tiny_store
 
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
-from train.config import known_keys, load_config
+from train.config_file import known_keys, load_config
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_whole_number_may_be_written_as_in_science(toml):
 
 def test_a_config_is_utf_8_whatever_the_locale(toml):
     toml.write_text(toml.read_text(encoding="utf-8").replace("runs/a", "läufe/ä"), encoding="utf-8")
-    code = f"from train.config import *; print(ascii(load_config(Path({str(toml)!r})).run.dir))"
+    code = f"from train.config_file import *; print(ascii(load_config(Path({str(toml)!r})).run.dir))"
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=False)
     assert "l\\xe4ufe/\\xe4" in done.stdout, done.stderr

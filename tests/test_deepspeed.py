@@ -14,7 +14,7 @@ from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train.cli import main
-from train.config import load_config
+from train.config_file import load_config
 
 
 class Twin:

@@ -20,7 +20,7 @@ from pipeline.errors import RunError, StoreError
 from pipeline.packing import NO_TARGET
 from train import checkpoint, distributed, loop
 from train.cli import main
-from train.config import parse_config
+from train.config_file import parse_config
 from train.data import micro_batches, row_parts
 from train.distributed import Ranks, together
 from train.metrics import read_metrics

@@ -87,7 +87,7 @@ def test_killed_anywhere_and_resumed_ends_with_the_same_weights_to_the_last_bit(
     code = f"""
 import os, signal
 from train import loop
-from train.config import load_config
+from train.config_file import load_config
 from pathlib import Path
 update, stop = loop.Run.update, int(os.environ["STOP"])
 def updated(self, batch):

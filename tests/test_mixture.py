@@ -20,7 +20,7 @@ from curriculum.schedule import Schedule
 from curriculum.window import Lengths
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
-from train.config import load_config, parse_config
+from train.config_file import load_config, parse_config
 
 SIZES = {
     "books": [1 + (i * 37) % 90 for i in range(60)],

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 from train import loop
-from train.config import load_config
+from train.config_file import load_config
 from train.metrics import read_metrics
 
 

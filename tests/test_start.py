@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.errors import ConfigError, RunError
 from train import loop
-from train.config import load_config
+from train.config_file import load_config
 from train.metrics import read_metrics
 from train.run import Run
 from train.trained import load_run

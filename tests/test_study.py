@@ -15,7 +15,7 @@ import pytest
 from runs import as_toml, settings_of, tiny_store
 
 from pipeline.errors import ConfigError
-from train.config import load_config
+from train.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 ARMS = sorted(path for path in (ROOT / "experiments").glob("*.toml") if path.stem != "base")

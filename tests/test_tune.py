@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import probe as probing_module
 from train.cli import main
-from train.config import load_config
+from train.config_file import load_config
 from train.optimizer import learning_rate
 from train.probe import KEPT_NAME, Probe, probing
 from train.signals import StoppedEarly
@@ -235,7 +235,7 @@ def test_killed_and_run_again_goes_on_and_repeats_no_finished_probe(store, tmp_p
 import os, signal
 from pathlib import Path
 from train import loop, tune
-from train.config import load_config
+from train.config_file import load_config
 update, left = loop.Run.update, int(os.environ["LEFT"])
 def updated(self, batch):
     global left

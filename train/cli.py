@@ -64,7 +64,7 @@ def plan(
     from curriculum.deepspeed import translate
     from curriculum.plan import render
     from curriculum.settings import as_toml
-    from train.config import load_config
+    from train.config_file import load_config
 
     curriculum, batch = translate(deepspeed) if deepspeed else (None, {})
     if curriculum is not None and not as_json:
@@ -123,7 +123,7 @@ def run(
     slw-train run run.toml run.dir=runs/hot optimizer.lr=2e-3
     slw-train run run.toml --init-from-hf exported/slw     # the same as run.init_from_hf=exported/slw
     """
-    from train.config import load_config
+    from train.config_file import load_config
     from train.distributed import together
     from train.loop import run as train
     from train.signals import STOPPED, StoppedEarly
@@ -193,7 +193,7 @@ def tune(
     slw-train tune run.toml
     slw-train tune run.toml optimizer.lr=2e-3 --out tuned && slw-train run tuned/chosen.toml
     """
-    from train.config import load_config
+    from train.config_file import load_config
     from train.probe import Stopped
     from train.signals import STOPPED, StoppedEarly
     from train.tune import Settings

@@ -1,24 +1,19 @@
-"""A run as TOML with `key=value` overrides; a key that nobody knows is refused with the nearest known one."""
+"""The configuration of a run: every key of its TOML, with types, defaults and what it means."""
 
 from __future__ import annotations
 
-import difflib
 import math
-import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from curriculum.batch import Allocate
 from curriculum.loader import CurriculumLoader
 from curriculum.mixture import Mixture
 from curriculum.resolve import check_first_batch
 from curriculum.schedule import Schedule
-from pipeline.errors import ConfigError
 from pipeline.reader import Store
-from train.layers import make_room, read_layers
 
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2-nano": {"layers": 3, "width": 128, "heads": 4},
@@ -274,120 +269,3 @@ class Config(Section):
         )
         check_first_batch(loader.schedule, store.tokens)
         return loader
-
-
-def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str, Any] | None = None) -> Config:
-    """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`; `curriculum` takes [curriculum]'s place.
-
-    A file may say `base = "other.toml"`, relative to its own folder: its keys replace those there, one by one.
-    `key=` takes a key away. Raises ConfigError: no such file, no TOML, an unknown key, a value that is not allowed,
-    or values that do not make a schedule together.
-    """
-    data, files = read_layers(path)
-    where = " on ".join(map(str, files))
-    if curriculum is not None:
-        data["curriculum"] = curriculum
-    given = [_override(data, override) for override in overrides]
-    make_room(data, set(given))
-    if given:
-        where = f"{where} and the command line"
-    config = parse_config(data, where=where)
-    try:
-        config.schedule()
-    except ConfigError as error:
-        raise error.within(where) from error
-    return config
-
-
-def parse_config(data: dict[str, Any], *, where: str) -> Config:
-    """Check `data` against `Config`; raises ConfigError naming `where`, the key, and what is allowed."""
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _explained(dict(first), where, len(error.errors())) from error
-
-
-def known_keys() -> list[str]:
-    """All dotted keys of a config: store, model.preset, ..."""
-    keys = []
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys += [f"{name}.{key}" for key in section.model_fields]
-        elif name == "mixture":
-            keys += [f"mixture.NAME.{key}" for key in SourceConfig.model_fields]
-        else:
-            keys.append(name)
-    return keys
-
-
-def _override(data: dict[str, Any], text: str) -> str:
-    """Apply key=value to `data`; returns the full key."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError("an override is key=value", found=text, allowed="for example optimizer.lr=1e-3")
-    key = key.strip()
-    mixed = key.startswith("mixture.") and key.count(".") > 1
-    if not mixed and key not in known_keys():
-        ends = [known for known in known_keys() if known.endswith(f".{key}")]
-        if len(ends) != 1:
-            raise _unknown(key, "command line")
-        key = ends[0]
-    *sections, leaf = key.split(".")
-    if mixed:
-        sections, leaf = ["mixture", key.removeprefix("mixture.").rpartition(".")[0]], key.rpartition(".")[2]
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise ConfigError(
-                f"{section} is a table", where="the config file", found=data, remedy=f"write [{section}]"
-            )
-    if value.strip():
-        data[leaf] = _parse_value(value.strip())
-    else:
-        data.pop(leaf, None)
-    return key
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare string: run.dir=runs/a
-
-
-def _unknown(key: str, where: str) -> ConfigError:
-    keys = known_keys()
-    if inside := [known for known in keys if known.startswith(f"{key}.")]:
-        return ConfigError("a table, not a value", where=where, found=key, allowed=", ".join(inside))
-    leaves = {known.split(".")[-1]: known for known in keys}
-    close = difflib.get_close_matches(key, keys, 1, 0.5)
-    near_leaves = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], list(leaves), 1, 0.5)
-    close = close or [leaves[leaf] for leaf in near_leaves]
-    return ConfigError(
-        "unknown key",
-        where=where,
-        found=key,
-        allowed=None if close else ", ".join(keys),
-        remedy=f"did you mean {close[0]}?" if close else None,
-    )
-
-
-def _explained(error: dict[str, Any], where: str, count: int) -> ConfigError:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return _unknown(key, where)
-    more = f"there are {count} such errors; this is the first" if count > 1 else None
-    if error["type"] == "missing":
-        return ConfigError(f"{key} is missing", where=where, remedy=more)
-    if error["type"] == "value_error":  # of a check of ours: it says what was found and what may be
-        what = error["msg"].removeprefix("Value error, ")
-        return ConfigError(f"bad value of {key or 'the config'}: {what}", where=where, remedy=more)
-    return ConfigError(
-        f"bad value of {key or 'the config'}",
-        where=where,
-        found=None if isinstance(error["input"], dict) else error["input"],
-        allowed=error["msg"].removeprefix("Input should be "),
-        remedy=more,
-    )

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, RunError
-from train.config import Config, parse_config
+from train.config import Config
+from train.config_file import parse_config
 from train.folder import FREE_KEYS, flat
 from train.loop import run
 from train.metrics import read_metrics

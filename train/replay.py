@@ -10,7 +10,8 @@ from curriculum.loader import CurriculumLoader
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint
-from train.config import Config, load_config, parse_config
+from train.config import Config
+from train.config_file import load_config, parse_config
 from train.folder import CONFIG_NAME
 
 

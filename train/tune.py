@@ -21,7 +21,8 @@ from curriculum.pacing import require_multiples
 from pipeline.errors import ConfigError, RunError
 from pipeline.place import remove_tree
 from pipeline.reader import Store
-from train.config import Config, parse_config
+from train.config import Config
+from train.config_file import parse_config
 from train.probe import KEPT_NAME, Probe, Probes, probing, ramped
 from train.tuned import Cost, Tuned, toml_of
 
