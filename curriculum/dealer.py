@@ -28,7 +28,7 @@ from curriculum.spans import HORIZON, LEFT, draw, push, take, unread
 from pipeline.packing import Packed, place
 
 SWAPS = 16
-"""Most later rows tried in place of one whose document the batch has already; in all, one for every other row."""
+"""Most later rows tried for one that repeats a document; over a batch, one try for every two rows."""
 
 
 class Dealer:
@@ -176,7 +176,7 @@ def _lay_out(
 
     Long rows keep the order in which they are due, so that those of a document stay apart; packed ones are shuffled.
     Packed row i is pieces firsts[i] to firsts[i + 1]; `full` of them are full, one more is the last of all.
-    `seen` and `batches`: see `_part`.
+    `seen` and `batches`: see `_spread_documents`.
     """
     count = long.shape[1]
     rows = count + full
@@ -193,7 +193,7 @@ def _lay_out(
         else:
             order[i] = count + shuffled[full - packs]
             packs -= 1
-    _part(order, long, document, firsts, ends, seen, batches)
+    _spread_documents(order, long, document, firsts, ends, seen, batches)
     pieces = count + len(document)
     out = np.empty((3, pieces), dtype=np.int64)
     offsets = np.zeros(count + len(firsts), dtype=np.int64)
@@ -212,7 +212,7 @@ def _lay_out(
 
 
 @njit(nogil=True, cache=True)
-def _part(
+def _spread_documents(
     order: np.ndarray,
     long: np.ndarray,
     document: np.ndarray,
@@ -221,7 +221,7 @@ def _part(
     seen: np.ndarray,
     batches: int,
 ) -> None:
-    """Exchange a row that has a document which its batch has already for a later row of the deal that has none.
+    """Swap a row that repeats a document of its batch for a later row of the deal that repeats none.
 
     `seen`, int64 [documents]: the batch, from 1, that had each of them last; `batches` were dealt before.
     """

@@ -4,10 +4,10 @@ A kernel gets addresses instead of arrays, so that a batch over a thousand shard
 
     document 7  --starts-->  shard 1, its document 2  --list offsets-->  token 310 of the shard  --tokens-->  ids
 
-The list offsets are read where they are mapped: nothing is held per document. Pieces lie all over the shards, each
-some cache lines in a page of its own: they are asked for ahead, for waiting would take as long as copying. They are
-laid out in the first cache and written from there past the caches: 24 bytes a token would drive all else out of them,
-and each line would be read before it is written. Price: 2 ns a token, 3 at pieces of 64; writing is most of it.
+The list offsets are read where they are mapped: nothing is held per document. Pieces lie all over the shards, so
+their cache lines are prefetched: waiting for them would take as long as copying. Tokens are put together in the
+first-level cache and written with non-temporal stores: 24 bytes a token would evict all else, and each line would be
+read before it is written. Price: 2 ns a token, 3 at pieces of 64; writing is most of it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _prefetch(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def _write_line(typingctx: Any, line: Any, source: Any, wide: Any, narrow: Any) -> Any:
-    """Widen unsigned items, as `narrow`, at the address `source` to the cache line of items, as `wide`, at `line`."""
+    """Write the cache line at address `line`, non-temporally: unsigned items at `source`, of the type of `narrow`,
+    widened to that of `wide`.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         to, item = (context.get_value_type(kind) for kind in signature.args[2:])
@@ -73,7 +75,7 @@ def _write_line(typingctx: Any, line: Any, source: Any, wide: Any, narrow: Any) 
 
 @intrinsic
 def _written(typingctx: Any) -> Any:
-    """Wait for the lines written: they do not keep the order of other writes, by which threads tell each other."""
+    """A fence: non-temporal stores are not ordered with the writes by which threads tell each other."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")
@@ -84,7 +86,7 @@ def _written(typingctx: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def _widen(block: np.ndarray, out: np.ndarray) -> None:
-    """Copy unsigned integers to as many of `out`: whole cache lines past the caches."""
+    """Copy unsigned integers to as many of `out`, whole cache lines with non-temporal stores."""
     at, address, line = 0, out.ctypes.data, LINE_BYTES // out.itemsize
     while at < len(out) and (address + at * out.itemsize) % LINE_BYTES:
         out[at] = block[at]

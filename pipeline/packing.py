@@ -229,7 +229,7 @@ def _earliest_first(entry: np.ndarray, begin: np.ndarray, items: int) -> np.ndar
 
 @njit(nogil=True, cache=True)
 def _sort(entries: np.ndarray) -> None:
-    """In place, which is by item; by insertion where they are few, as in most rows."""
+    """Sort in place, which is by item: by insertion where they are few, as in most rows."""
     if len(entries) > 32:
         entries.sort()
         return
@@ -258,9 +258,9 @@ def _fullest_first(used: np.ndarray, seqlen: int, sequence: np.ndarray) -> np.nd
 
 @njit(nogil=True, cache=True)
 def _spare(entry: np.ndarray, sizes: np.ndarray, gap: int) -> None:
-    """Exchange the first of `entry` for a whole document that `gap` takes, or else for one that is no whole document.
+    """Move to the front of `entry` a whole document that fits into `gap`, else a piece of a document.
 
-    So one of the latter is left where a cut must be, if there is any.
+    So where the border of a row has to cut, it cuts what is a piece already, if there is any.
     """
     chosen = 0
     for k in range(len(entry)):
@@ -275,7 +275,7 @@ def _spare(entry: np.ndarray, sizes: np.ndarray, gap: int) -> None:
 
 @njit(nogil=True, cache=True)
 def _filled(row: int, gap: int, seqlen: int, n: int, offsets: np.ndarray) -> tuple[int, int]:
-    """(the row, its gap) when `row` has `gap` free after piece `n`: the next one where it is full."""
+    """(row, gap) to go on with after piece `n`, when `row` has `gap` tokens free: the next row where it is full."""
     if gap > 0:
         return row, gap
     offsets[row + 1] = offsets[0] + n

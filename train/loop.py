@@ -178,7 +178,7 @@ def _validate(this: Run, line: dict[str, Any]) -> float | None:
 
 
 def _due(this: Run, stop: bool) -> tuple[bool, bool]:
-    """Whether after the last step (validation, checkpoint) are due; nothing to save is before the first."""
+    """(validation is due, checkpoint is due) after the last step; before the first there is nothing to save."""
     settings, step = this.config.run, this.at.step
     last = step == this.schedule.total_steps
     validates = step % settings.validate_every_steps == 0 or last
@@ -187,9 +187,9 @@ def _due(this: Run, stop: bool) -> tuple[bool, bool]:
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """Python's garbage collector stops all for tens of milliseconds when it likes: here only at validations.
+    """Python's garbage collector may pause a step for tens of milliseconds: inside, it runs at validations only.
 
-    What is there already is not looked at; who has frozen it before keeps it so.
+    Objects made before are frozen: it does not look at them. Objects that the caller has frozen stay so.
     """
     was_on, was_frozen = gc.isenabled(), gc.get_freeze_count()
     gc.collect()

@@ -55,7 +55,7 @@ class Pending:
         self._steps.append(step)
 
     def fetch(self) -> list[Fetched]:
-        """Wait for the device, and take all that waits, on all ranks."""
+        """Wait for the device and return all steps added so far, with the figures of all ranks."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
@@ -63,17 +63,17 @@ class Pending:
         rows = self._ranks.gather(flat.view(len(steps), -1)).transpose(0, 1).tolist()  # [steps, ranks, figures]
         took = time.perf_counter() - self._since
         self.restart_clock()
-        a_target = took / max(sum(step.targets for step in steps), 1)
+        seconds_per_target = took / max(sum(step.targets for step in steps), 1)
         return [
             Fetched(
                 done.facts,
                 done.targets,
-                a_target * done.targets,
+                seconds_per_target * done.targets,
                 [dict(zip(done.figures, r, strict=True)) for r in row],
             )
             for done, row in zip(steps, rows, strict=True)
         ]
 
     def restart_clock(self) -> None:
-        """What went by since the last fetch was not training."""
+        """The time since the last fetch was not training."""
         self._since = time.perf_counter()
