@@ -16,7 +16,7 @@ from curriculum.ledger import Ledger
 from curriculum.order import resolve
 from curriculum.phases import Phase
 from curriculum.schedule import Schedule
-from pipeline.command import amount
+from pipeline.amount import amount
 from pipeline.reader import Store
 
 MOST_ROWS = 16

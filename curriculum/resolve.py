@@ -7,7 +7,7 @@ import dataclasses
 
 from curriculum.schedule import Schedule
 from curriculum.settings import SEQUENCES
-from pipeline.command import amount
+from pipeline.amount import amount
 from pipeline.errors import ConfigError
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.amount import amount
 from pipeline.cli_exchange import export, import_command, pack
 from pipeline.cli_input import input_options
 from pipeline.command import (
@@ -22,7 +23,6 @@ from pipeline.command import (
     Group,
     Option,
     Place,
-    amount,
     contents,
     echo_json,
     note_ordinary_eod,

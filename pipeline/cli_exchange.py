@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, amount, contents, echo_json, note_ordinary_eod
+from pipeline.amount import amount
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod
 
 
 class Local(click.Path):

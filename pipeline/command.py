@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.amount import amount
 from pipeline.errors import SlwError
 
 if TYPE_CHECKING:
@@ -90,11 +91,6 @@ def echo_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value))
-
-
-def amount(count: int, noun: str) -> str:
-    """1, "record" -> "1 record"; 2000 -> "2,000 records"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def contents(manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import amount
+from pipeline.amount import amount
 from pipeline.format import SPLIT_FOLDERS, Manifest
 from pipeline.lengths import Lengths, count_lengths, facts_of, merge
 from pipeline.reader import Store

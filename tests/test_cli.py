@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from pipeline.amount import amount
 from pipeline.cli import main as prep
-from pipeline.command import amount
 from train.cli import main as train
 
 COMMANDS = [(prep, "slw-prep", name) for name in prep.commands] + [(train, "slw-train", n) for n in train.commands]

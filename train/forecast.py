@@ -17,7 +17,7 @@ from typing import Any
 from curriculum.ledger import rehearse
 from curriculum.plan import Plan, aligned, plan, spans, take_turns
 from curriculum.schedule import Schedule
-from pipeline.command import amount
+from pipeline.amount import amount
 from pipeline.reader import Store
 from train.config import Config
 from train.data import row_parts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.command import amount
+from pipeline.amount import amount
 from pipeline.errors import RunError
 from train import checkpoint
 from train.faults import WATCHED
