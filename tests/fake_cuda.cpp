@@ -1,5 +1,6 @@
-// Lets torch's CPU build do what it does around tensors of a CUDA device: choose one, number it, run a backward pass on a
-// thread of its own. Nothing is computed: see fake_cuda.py. To be loaded after libtorch_cpu and before torch._C.
+// Lets torch, of either build, do without a GPU what it does around tensors of a CUDA device: choose one, number it, run a
+// backward pass on a thread of its own. Nothing is computed: see fake_cuda.py. To be loaded after libtorch and before
+// torch._C.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -26,7 +27,9 @@ struct CUDAHooks final : CUDAHooksInterface {
   DeviceIndex deviceCount() const override { return 1; }
   DeviceIndex current_device() const override { return 0; }
   DeviceIndex getCurrentDevice() const override { return 0; }
+  long versionCuDNN() const override { return 0; }
+  long versionRuntimeCuDNN() const override { return 0; }
   Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
 };
-REGISTER_CUDA_HOOKS(CUDAHooks)
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 }  // namespace at

@@ -13,12 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 LIBRARIES = Path(importlib.util.find_spec("torch").submodule_search_locations[0]) / "lib"
-for name in ("libtorch_global_deps.so", "libc10.so", "libtorch_cpu.so"):
+for name in ("libtorch_global_deps.so", "libc10.so", "libtorch.so"):
     ctypes.CDLL(str(LIBRARIES / name), mode=ctypes.RTLD_GLOBAL)
 ctypes.CDLL(sys.argv[1])
 
 import torch  # noqa: E402
 from runs import config_of, tiny_store  # noqa: E402
+from torch._subclasses import fake_tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -43,12 +44,14 @@ MODE = FakeTensorMode(allow_non_fake_inputs=True)
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 << 30, major=9, minor=0)
 CUDA = {
     "is_available": lambda: True,
+    "device_count": lambda: 1,
     "current_device": lambda: 0,
     "get_device_properties": lambda device=None: GPU,
     "get_device_capability": lambda device=None: (GPU.major, GPU.minor),
     "get_device_name": lambda device=None: GPU.name,
     "mem_get_info": lambda device=None: (GPU.total_memory, GPU.total_memory),
     "empty_cache": lambda: None,
+    "is_current_stream_capturing": lambda: False,
     "current_stream": Event,
     "Event": Event,
     "get_rng_state": lambda: torch.zeros(16, dtype=torch.uint8),
@@ -83,6 +86,9 @@ class Watch(TorchDispatchMode):
 def installed():
     """torch and the trainer, changed where they would call CUDA or look at values; each is a line that cannot run."""
     torch._C._cuda_setDevice = lambda index: None
+    fake_tensor.init_gpu_context = lambda device: None
+    for form in ("flash", "mem_efficient", "cudnn"):  # to choose between kernels torch asks the GPU
+        getattr(torch.backends.cuda, f"enable_{form}_sdp")(False)
     for name, value in CUDA.items():
         setattr(torch.cuda, name, value)
     make = torch.tensor
