@@ -5,7 +5,6 @@ import torch
 import torch.distributed as dist
 from test_attention import CPU, batch_of
 
-from train import compile as policy
 from train.attention import Sight
 from train.compile import Compiler, sizes_of
 from train.config import ModelConfig
@@ -14,6 +13,8 @@ from train.model import GPT2
 from train.parallel import _Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own tracing
+SETTINGS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp")
+"""Of torch._dynamo.config, changed by `train.compile`."""
 LENGTHS = range(64, 0, -3)
 """A ramp of 22 lengths, as warm-up goes through it: the longest first."""
 
@@ -21,7 +22,7 @@ LENGTHS = range(64, 0, -3)
 @pytest.fixture(autouse=True)
 def fresh():
     """Graphs and settings of this test only."""
-    settings = {name: getattr(torch._dynamo.config, name) for name in policy.SETTINGS}
+    settings = {name: getattr(torch._dynamo.config, name) for name in SETTINGS}
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -107,7 +108,7 @@ def test_what_was_not_warmed_up_is_counted():
 
 
 def test_at_the_limit_there_is_an_error_and_no_silent_eager(monkeypatch):
-    monkeypatch.setattr(policy, "LIMIT", 2)
+    monkeypatch.setattr("train.compile.LIMIT", 2)
     compiled, _ = models()
     compiler = Compiler(compiled, "aot_eager")
     parts = [next(micro_batches(batch_of([[n]] * 2), 200, CPU)) for n in (8, 16, 24)]

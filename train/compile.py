@@ -29,9 +29,6 @@ STATIC_SHAPES = 2
 """Shapes with a graph of their own: constant length has one or two (an uneven last micro-batch), a ramp its end."""
 LIMIT = 64
 """Most graphs of one function; only a bug reaches it."""
-
-SETTINGS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp")
-"""The settings of torch._dynamo.config that are changed, for the whole process."""
 Sizes = tuple[int, ...]
 """The sizes in which micro-batches of one run differ, see `sizes_of`."""
 
@@ -101,6 +98,7 @@ def _twin(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _never_fall_back() -> None:
+    """Set torch._dynamo.config, for the whole process."""
     config: Any = torch._dynamo.config
     config.recompile_limit = LIMIT
     config.accumulated_recompile_limit = max(LIMIT, config.accumulated_recompile_limit)
