@@ -16,7 +16,7 @@ def lines_of(drawn, steps, every=5, growing=True):
             "loss_ratio": loss / least.get(seqlen, loss),
             "loss_ratio_overall": loss / min(least.values(), default=loss),
             "variance_l1": drawn.uniform(1, 9),
-            "clipped": step % 2,
+            "clipped": step % 2 / 4,
         }
         line |= {"variance_max": drawn.uniform(0.1, 0.9), "grad_norm": 1.0, "lr": 1e-3}
         least[seqlen] = min(loss, least.get(seqlen, loss))

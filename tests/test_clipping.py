@@ -31,7 +31,7 @@ def gradients(seed, loud=None):
 
 
 class SlowAdaGC:
-    """The paper's algorithm for one tensor after the other, in float64."""
+    """The paper's algorithm for one tensor after the other, in float64; what it scaled down, as a share."""
 
     def __init__(self, clip, warmup):
         self.clip, self.warmup, self.step, self.gamma = clip, warmup, 0, [math.inf] * len(SIZES)
@@ -39,20 +39,22 @@ class SlowAdaGC:
     def apply(self, made):
         made = [g.double().numpy() for g in made]
         total = math.sqrt(sum((g**2).sum() for g in made))
-        clipped = []
+        clipped, scaled = [], 0
         for i, g in enumerate(made):
             norm = math.sqrt((g**2).sum())
-            if norm == 0:
-                clipped.append(g)
-            elif self.step < self.warmup:
-                clipped.append(g * min(1, self.clip / total))
-                self.gamma[i] = min(self.gamma[i], np.linalg.norm(clipped[-1]))
+            if self.step < self.warmup:
+                scale = min(1, self.clip / total)
             else:
-                clipped.append(g * min(1, 1.05 * self.gamma[i] / norm))
-                after = np.linalg.norm(clipped[-1])
+                scale = min(1, 1.05 * self.gamma[i] / norm) if norm else 1
+            clipped.append(g * scale)
+            scaled += scale < 1
+            after = np.linalg.norm(clipped[-1])
+            if norm and self.step < self.warmup:
+                self.gamma[i] = min(self.gamma[i], after)
+            elif norm:
                 self.gamma[i] = after if math.isinf(self.gamma[i]) else 0.98 * self.gamma[i] + 0.02 * after
         self.step += 1
-        return clipped
+        return clipped, scaled / len(made)
 
 
 @settings(max_examples=25)
@@ -62,15 +64,25 @@ def test_adagc_equals_its_slow_twin(seed, warmup, clip):
     slow = SlowAdaGC(clip, warmup)
     for step in range(12):
         made = gradients(seed + step, loud=1 if step == 9 else None)
-        expected = slow.apply(made)
+        expected, scaled = slow.apply(made)
         norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in made))
         found, share = fast.apply(made, step)
         assert float(found) == pytest.approx(norm, rel=1e-5)
-        scaled = [np.linalg.norm(e) for e in expected]
         for g, e in zip(made, expected, strict=True):
             np.testing.assert_allclose(g.numpy(), e, rtol=1e-4, atol=1e-6)
-        assert 0 <= float(share) <= 1
-        assert all(math.isfinite(value) for value in scaled)
+        assert float(share) == pytest.approx(scaled)
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_step_that_is_not_finite_is_not_remembered(odd, step):
+    adapted = Clipping(OptimizerConfig(clip=1.0, clipping="adagc", clipping_warmup_steps=4))
+    for before in range(step):
+        adapted.apply(gradients(4 * before), before)
+    history, broken = adapted.history.clone(), gradients(64)
+    broken[1][0] = odd
+    adapted.apply(broken, step)
+    assert torch.equal(adapted.history, history)
 
 
 def test_a_burst_in_one_tensor_is_held_to_its_history_and_leaves_the_others_alone():

@@ -18,7 +18,7 @@ from runs import config_of
 from pipeline.errors import RunError
 from train.cli import main
 from train.compare import compare, losses, notes, stability
-from train.figures import reached, read_curves
+from train.figures import figures, reached, read_curves
 from train.folder import flat
 from train.panels import _bands, picture
 
@@ -97,6 +97,7 @@ def test_targets_and_means_are_plain_arithmetic_over_the_runs(tmp_path_factory, 
     found = compare(paths, target=target)
     assert [arm.name for arm in found.arms] == ["a", "b"]
     at = [[reached(read_curves(path), target) for path in paths[i : i + 2]] for i in (0, 2)]
+    seconds = [[reached(read_curves(path), target, "elapsed_s") for path in paths[i : i + 2]] for i in (0, 2)]
     for arm, values, group in zip(found.arms, at, (paths[:2], paths[2:]), strict=True):
         assert (arm.tokens_to_target is None) == (None in values)
         if None not in values:
@@ -107,9 +108,21 @@ def test_targets_and_means_are_plain_arithmetic_over_the_runs(tmp_path_factory, 
     if None not in at[0] and None not in at[1]:
         assert found.arms[1].fewer_tokens == pytest.approx(sum(at[0]) / sum(at[1]))
         assert found.arms[0].fewer_tokens == 1
+        assert found.arms[1].less_time == pytest.approx(sum(seconds[0]) / sum(seconds[1]))
     default = compare(paths)
     assert all(arm.tokens_to_target is not None for arm in default.arms)
     assert default.target == max(read_curves(path).validations[-1]["validation_loss"] for path in paths)
+
+
+def test_a_row_of_stability_holds_the_largest_and_the_mean_of_its_seeds(runs):
+    heads, rows = stability(compare(runs))
+    row, seeds = dict(zip(heads, rows[1], strict=True)), [figures(read_curves(run)) for run in runs[2:5]]
+    assert row["arm"] == "slw"
+    assert row["max ratio"] == f"{max(seed.loss_ratio_max for seed in seeds):.2f}"
+    assert row["max variance"] == f"{max(seed.variance_max for seed in seeds):.2e}"
+    assert row["max variance norm"] == f"{max(seed.variance_l1_max for seed in seeds):.3g}"
+    for head, name in (("r(ratio, norm)", "ratio_with_variance_l1"), ("r(ratio, max)", "ratio_with_variance_max")):
+        assert row[head].split(" ± ")[0] == f"{statistics.fmean(getattr(seed, name).r for seed in seeds):.2f}"
 
 
 def test_bands_are_over_the_steps_that_all_runs_have_and_thinning_loses_no_peak():

@@ -32,15 +32,18 @@ def test_figures_are_those_of_a_plain_recomputation(tmp_path_factory, seed, step
     overall = [line["loss"] / min(other["loss"] for other in done[: max(i, 1)]) for i, line in enumerate(done)]
     assert math.isclose(found.loss_ratio_overall_max, max(overall), rel_tol=1e-12)
     assert found.variance_max == max(line["variance_max"] for line in done)
-    assert found.clipped == sum(line["clipped"] for line in done) / steps
+    assert found.variance_l1_max == max(line["variance_l1"] for line in done)
+    assert found.clipped == sum(line["clipped"] > 0 for line in done) / steps
     validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
     assert (found.validation_loss, found.validation_loss_best) == (validations[-1], min(validations))
-    ratios, norms = ([line[key] for line in done] for key in ("loss_ratio", "variance_l1"))
-    if len(set(ratios)) > 1 and steps > 2:
-        assert math.isclose(found.ratio_with_variance_l1.r, statistics.correlation(ratios, norms), abs_tol=1e-9)
-        assert found.ratio_with_variance_l1.n == steps
-    else:
-        assert found.ratio_with_variance_l1 is None
+    ratios = [line["loss_ratio"] for line in done]
+    for name in ("variance_l1", "variance_max"):
+        r = getattr(found, f"ratio_with_{name}")
+        if len(set(ratios)) > 1 and steps > 2:
+            assert math.isclose(r.r, statistics.correlation(ratios, [line[name] for line in done]), abs_tol=1e-9)
+            assert r.n == steps
+        else:
+            assert r is None
 
 
 @given(st.integers(0, 10**6), st.floats(0.5, 1.1))

@@ -65,6 +65,7 @@ def test_a_change_of_length_is_no_spike_but_a_rise_after_it_is():
     assert ratio.update(6.0, 8).own == 1.5
     assert ratio.spikes == {"1.2": 1}
     assert math.isnan(ratio.update(math.nan, 8).own)
+    assert ratio.spikes == {"1.2": 2}  # a loss that is no number is one
     assert ratio.least == {64: 2.0, 8: 4.0}
 
 

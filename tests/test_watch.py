@@ -74,12 +74,27 @@ def test_a_second_excursion_is_told_after_a_rest_and_not_before():
     assert [i for i, _ in alarms_of(figures, [64] * 400)] == [150, 300]
 
 
-def test_a_figure_that_is_no_number_is_told_and_does_not_enter_the_band():
-    figures = calm(100, 3)
-    figures[60]["variance_max"] = math.nan
+@pytest.mark.parametrize("spread", [0.02, 0.2])
+def test_the_band_is_that_of_its_definition(spread):
+    figures = calm(100, 6, spread)
+    figures[90]["variance_max"] *= 1000
     ((step, alarm),) = alarms_of(figures, [64] * 100)
-    assert (step, alarm.figure) == (60, "variance_max")
-    assert math.isnan(alarm.value)
+    recent = np.log([line["variance_max"] for line in figures[90 - RECENT : 90]])
+    deviation = 1.4826 * np.median(abs(recent - np.median(recent)))
+    room = max(8 * deviation, math.log(2))
+    assert (room > math.log(2)) == (spread == 0.2)
+    assert step == 90
+    assert (alarm.median, alarm.limit) == pytest.approx(np.exp([np.median(recent), np.median(recent) + room]))
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_figure_that_is_no_number_is_told_and_does_not_enter_the_band(odd):
+    watch, figures = Watch(), calm(60, 3)
+    assert not any(watch.update(64, line) for line in figures)
+    before = json.dumps(watch.bands[64]["variance_max"])
+    (alarm,) = watch.update(64, figures[-1] | {"variance_max": odd})
+    assert (alarm.figure, str(alarm.value)) == ("variance_max", str(odd))
+    assert json.dumps(watch.bands[64]["variance_max"]) == before
 
 
 def test_nothing_is_told_before_the_band_is_known():

@@ -83,8 +83,8 @@ class AdamVariance:
 
     sum(sqrt(v)) and max(sqrt(v)), v as Adam keeps it, before bias correction: what the paper's code logs as
     `variance_sqrt_l1` and `variance_sqrt_abs_max` (Megatron-DeepSpeed, megatron/training.py). Bursts of the largest
-    element go with divergence; the gradient norm and clipping do not show them. Price: on a CPU v is read once, at
-    the speed of its memory, on a device twice.
+    element go with divergence; the gradient norm and clipping do not show them. Price: on a CPU v is read once, and
+    takes as long as its square roots take; on a device it is read twice.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -163,14 +163,13 @@ def _on_cpu(moments: list[Tensor]) -> tuple[Tensor, Tensor]:
 def _roots(v: np.ndarray) -> tuple[float, int]:
     """(sum of the roots of `v`, float32 and not negative, and its largest element as int32: these have its order).
 
-    Two loops, each of which vectorises, over what one fetch from memory brings.
+    It takes as long as the processor's square roots take: the maximum costs nothing beside them.
     """
     bits, total, most = v.view(np.int32), 0.0, np.int32(0)
     for first in range(0, len(v), BLOCK):
         block, block_bits, part = v[first : first + BLOCK], bits[first : first + BLOCK], np.float32(0)
         for i in range(len(block)):
             part += np.sqrt(block[i])
-        for i in range(len(block)):
             most = max(most, block_bits[i])
         total += float(part)
     return total, int(most)
