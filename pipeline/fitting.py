@@ -30,7 +30,7 @@ def fill_rows(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, 
     """All passes over items of `lengths`; returns (entry [items], begin [groups + 1], used [groups]), int64.
 
     Group g holds entry[begin[g]:begin[g + 1]], used[g] tokens in all: a row, or exactly two, three or four while
-    fewer than `rows` are exactly full. Those that are full come first. An entry is item << 32 | length: with the
+    fewer than `rows` are exactly full. Best fit's rows come last. An entry is item << 32 | length: with the
     length at hand nothing is looked up at random.
     """
     order = np.empty_like(lengths)

@@ -1,6 +1,7 @@
 """Dealing measured: cuts, diversity, speed of planning, and the time to go on from a checkpoint. Reads no token.
 
     .venv/bin/python scripts/bench_dealing.py [STORE]
+    .venv/bin/python scripts/bench_dealing.py --draws 25
     .venv/bin/python scripts/bench_dealing.py --resume
     .venv/bin/python scripts/bench_dealing.py --trillion 100_000_000_000
 
@@ -8,7 +9,7 @@ Prints one JSON line a measurement, over 100,000 documents of lognormal(6.0, 1.1
 documents, or over 100,000 lengths drawn with replacement from them where they are fewer (which makes packing harder:
 some lengths come often, others never). What is measured is defined in docs/dealing.md, section "Figures".
 
---resume measures only the time to go on.
+--draws N measures cuts alone, over N draws of such lengths; --resume only the time to go on.
 
 --trillion N plans N tokens of an SLW ramp (8 to 1024) over a corpus that is made up shard by shard and never held:
 lengths of 16 M tokens a shard come from the shard's number. Peak memory is the process's.
@@ -33,7 +34,7 @@ from curriculum.planner import plan_steps
 from curriculum.saved import schedules_of, state_of
 from curriculum.schedule import Schedule
 from curriculum.window import Lengths, windows
-from pipeline.packing import least_cuts, pack
+from pipeline.packing import least_cuts, least_excess_cuts, pack
 from pipeline.reader import Store
 
 DOCUMENTS = 100_000
@@ -72,12 +73,28 @@ def cuts(corpus: str, lengths: np.ndarray, seqlen: int) -> dict[str, object]:
             float(pieces.sum() - len(lengths) - least) / len(lengths), 4
         )
         facts[f"{name}_fitting_documents_cut"] = round(float((pieces[fit] > 1).mean()), 4)
+    facts["least_excess_cuts_per_document"] = round(least_excess_cuts(lengths, seqlen) / len(lengths), 4)
     order = Order.begin(Lengths(lengths), schedule, seed=1)
     started = time.perf_counter()
     for _ in plan_steps(order):
         pass
     facts["plan_m_tokens_per_s"] = round(float(lengths.sum()) / (time.perf_counter() - started) / 1e6)
     return facts
+
+
+def draws(seqlen: int, count: int) -> dict[str, object]:
+    """The mean and the most of `cuts` over so many draws of lognormal lengths."""
+    found = [cuts("", lognormal(DOCUMENTS, seed), seqlen) for seed in range(count)]
+    names = ("pack_excess_cuts_per_document", "dealer_excess_cuts_per_document")
+    figures = {name: [float(str(facts[name])) for facts in found] for name in names}
+    return {
+        "subject": "draws",
+        "corpus": "lognormal(6.0, 1.1)",
+        "seqlen": seqlen,
+        "documents": DOCUMENTS,
+        "draws": count,
+        **{name: {"mean": round(sum(all_) / count, 4), "most": max(all_)} for name, all_ in figures.items()},
+    }
 
 
 def diversity(corpus: str, lengths: np.ndarray, seqlen: int, sequences: int, steps: int) -> dict[str, object]:
@@ -234,6 +251,10 @@ def main() -> None:
         deque(plan_steps(Order.begin(Lengths(lognormal(99)), compiled, seed=1), first), maxlen=0)
     if arguments[:1] == ["--trillion"]:
         print(json.dumps(trillion(int(arguments[1]))), flush=True)
+        return
+    if arguments[:1] == ["--draws"]:
+        for seqlen in SEQLENS:
+            print(json.dumps(draws(seqlen, int(arguments[1]))), flush=True)
         return
     corpora = {"lognormal(6.0, 1.1)": lognormal(DOCUMENTS)} if arguments != ["--resume"] else {}
     if arguments and corpora:
