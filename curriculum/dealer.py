@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 
 from curriculum.hashes import hash_at, key_of
-from curriculum.spans import HORIZON, LEFT, draw, push, take, unread
+from curriculum.spans import HORIZON, LEFT, Queue, draw, push, take, unread
 from pipeline.packing import Packed, place
 
 SWAPS = 16
@@ -38,13 +38,13 @@ class Dealer:
         self.lengths = np.ascontiguousarray(lengths, dtype=np.int64)
         self.key = key
         self.deals = 0
-        self._spans, self._heads, self._clock = unread(self.lengths)
+        self._queue = unread(self.lengths)
         self._seen, self._batches = np.zeros(len(self.lengths), dtype=np.int64), 0
 
     @property
     def tokens(self) -> int:
         """Tokens not dealt yet."""
-        return int(self._clock[LEFT])
+        return int(self._queue.clock[LEFT])
 
     def deal(self, seqlen: int, ends: np.ndarray, *, from_beginning: bool = False) -> Packed:
         """Deal `ends[-1]` full sequences of `seqlen` tokens; batch i ends before sequence ends[i], int64 [batches].
@@ -54,9 +54,8 @@ class Dealer:
         are read from their beginning to their end, not as rings.
         """
         key = key_of(self.key, 1 + self.deals)
-        table = (self._spans, self._heads, self._clock, self.lengths)
-        rows = _deal(*table, seqlen, int(ends[-1]), self.key, from_beginning)
-        self._spans, long, short, item, start, length, firsts, full = rows
+        rows = _deal(self._queue, seqlen, int(ends[-1]), self.key, from_beginning)
+        self._queue, long, short, item, start, length, firsts, full = rows
         packed = (short[0][item], short[1][item] + start, length)
         dealt = Packed(*_lay_out(long, *packed, firsts, full, seqlen, ends, self._seen, self._batches, key))
         self.deals += 1
@@ -69,74 +68,58 @@ class Dealer:
         There must be tokens for all of them.
         """
         self.deals += len(seqlens)
-        table = (self._spans, self._heads, self._clock, self.lengths)
-        self._spans = _skip(*table, seqlens, sequences, self.key, from_beginning)
+        self._queue = _skip(self._queue, seqlens, sequences, self.key, from_beginning)
 
     def take_back(self, packed: Packed, first_sequence: int) -> None:
         """Return the sequences from `first_sequence` on, unserved: they are due next."""
         pieces = slice(int(packed.offsets[first_sequence]), None)
         first, length = packed.start[pieces], packed.length[pieces]
-        now = np.full(len(first), self._clock[HORIZON] - self.tokens)
+        now = np.full(len(first), self._queue.clock[HORIZON] - self.tokens)
         back = np.stack([packed.document[pieces], first, first + length, now])
-        self._spans = push(self._spans, self._heads, self._clock, back)
-        self._clock[LEFT] += length.sum()
+        self._queue = push(self._queue, back)
+        self._queue.clock[LEFT] += length.sum()
 
 
 @njit(nogil=True, cache=True)
-def _skip(
-    spans: np.ndarray,
-    heads: np.ndarray,
-    clock: np.ndarray,
-    lengths: np.ndarray,
-    seqlens: np.ndarray,
-    sequences: np.ndarray,
-    key: int,
-    from_beginning: bool,
-) -> np.ndarray:
-    """See `Dealer.skip`; returns the span table."""
+def _skip(queue: Queue, seqlens: np.ndarray, sequences: np.ndarray, key: int, from_beginning: bool) -> Queue:
+    """See `Dealer.skip`; returns the queue."""
     for i in range(len(seqlens)):
-        spans = _deal(spans, heads, clock, lengths, seqlens[i], sequences[i], key, from_beginning)[0]
-    return spans
+        queue = _deal(queue, seqlens[i], sequences[i], key, from_beginning)[0]
+    return queue
 
 
 @njit(nogil=True, cache=True)
 def _deal(
-    spans: np.ndarray,
-    heads: np.ndarray,
-    clock: np.ndarray,
-    lengths: np.ndarray,
-    seqlen: int,
-    sequences: int,
-    key: int,
-    from_beginning: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bool
+) -> tuple[Queue, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Rows of one deal, not in their order yet.
 
-    Returns (spans; long int64 [2, n]: document and start of full sequences; short int64 [4, m]: spans that the others
-    are cut from; item, start, length int64 [pieces]: tokens of span number `item` of `short`; firsts int64
+    Returns (the queue; long int64 [2, n]: document and start of full sequences; short int64 [4, m]: spans that the
+    others are cut from; item, start, length int64 [pieces]: tokens of span number `item` of `short`; firsts int64
     [rows + 1]: row i is pieces firsts[i] to firsts[i + 1]; how many of these are full: all, or all but the last).
     """
-    draw(spans, heads, clock, seqlen, key)
-    long, short = take(spans, heads, clock, lengths, seqlen, sequences, key, from_beginning)
+    clock = queue.clock
+    draw(queue, seqlen, key)
+    long, short = take(queue, seqlen, sequences, key, from_beginning)
     if short.shape[1] == 0:
         clock[LEFT] -= long.shape[1] * seqlen
         none = np.empty(0, dtype=np.int64)
-        return spans, long, short, none, none, none, np.zeros(1, dtype=np.int64), 0
+        return queue, long, short, none, none, none, np.zeros(1, dtype=np.int64), 0
     sizes = short[2] - short[1]
     full = min(sequences - long.shape[1], sizes.sum() // seqlen)
-    item, start, length, row = place(sizes, seqlen, full, lengths[short[0]])
+    item, start, length, row = place(sizes, seqlen, full, queue.lengths[short[0]])
     firsts = np.zeros(full + 1, dtype=np.int64)
     for r in row:
         if r >= 0:
             firsts[r + 1] += 1
     firsts = np.cumsum(firsts)
     if long.shape[1] + full == sequences:
-        spans = push(spans, heads, clock, _rest(short, item[firsts[full] :], start[firsts[full] :]))
+        queue = push(queue, _rest(short, item[firsts[full] :], start[firsts[full] :]))
     elif firsts[full] < len(item):
         firsts = np.append(firsts, len(item))  # all is dealt: less than a sequence is left
     item, start, length = item[: firsts[-1]], start[: firsts[-1]], length[: firsts[-1]]
     clock[LEFT] -= long.shape[1] * seqlen + length.sum()
-    return spans, long, short, item, start, length, firsts, full
+    return queue, long, short, item, start, length, firsts, full
 
 
 @njit(nogil=True, cache=True)

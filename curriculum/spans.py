@@ -9,6 +9,8 @@ proportional to its tokens and its deals, however small those are. Price: 56 byt
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -33,8 +35,21 @@ CURSOR, SIZE, FREE, WIDTH, HORIZON, LEFT, DRAWN_FOR, LOOKS = range(8)
 tokens not dealt; the length that due times are drawn for; how many more spans may be looked at."""
 
 
-def unread(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(spans, heads, clock) of documents of `lengths` tokens, int64 [documents], without due times yet."""
+class Queue(NamedTuple):
+    """The unread spans of documents, as kernels take them; what they change is in the arrays."""
+
+    spans: np.ndarray
+    """int64 [6, slots]: see DOCUMENT."""
+    heads: np.ndarray
+    """int64 [buckets]: the first slot of each bucket's list, -1 where it is empty."""
+    clock: np.ndarray
+    """int64 [8]: see CURSOR."""
+    lengths: np.ndarray
+    """int64 [documents]: tokens of each."""
+
+
+def unread(lengths: np.ndarray) -> Queue:
+    """All of documents of `lengths` tokens, int64 [documents], without due times yet."""
     count, tokens = len(lengths), int(lengths.sum())
     buckets = max(1, min(MOST_BUCKETS, tokens))
     spans = np.zeros((6, count), dtype=np.int64)
@@ -46,12 +61,13 @@ def unread(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         spans[NEXT, -1] = -1
     looks = FREE_LOOKS + 2 * count
     clock = np.array([0, count, count, -(-tokens // buckets), tokens, tokens, 0, looks], dtype=np.int64)
-    return spans, heads, clock
+    return Queue(spans, heads, clock, lengths)
 
 
 @njit(nogil=True, cache=True)
-def link(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, slot: int) -> None:
+def link(queue: Queue, slot: int) -> None:
     """Put a slot into the bucket of its due time."""
+    spans, heads, clock, _ = queue
     bucket = max(0, min(spans[DUE, slot] // clock[WIDTH], len(heads) - 1))
     spans[NEXT, slot] = heads[bucket]
     heads[bucket] = slot
@@ -59,8 +75,9 @@ def link(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, slot: int) -> 
 
 
 @njit(nogil=True, cache=True)
-def pop(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray) -> int:
+def pop(queue: Queue) -> int:
     """Take a slot of the earliest bucket out of its list; there must be one."""
+    spans, heads, clock, _ = queue
     bucket = clock[CURSOR]
     while heads[bucket] < 0:
         bucket += 1
@@ -71,16 +88,18 @@ def pop(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray) -> int:
 
 
 @njit(nogil=True, cache=True)
-def release(spans: np.ndarray, clock: np.ndarray, slot: int) -> None:
+def release(queue: Queue, slot: int) -> None:
     """Make a slot that was popped free."""
+    spans, _, clock, _ = queue
     spans[NEXT, slot] = clock[FREE]
     clock[FREE] = slot
     clock[SIZE] -= 1
 
 
 @njit(nogil=True, cache=True)
-def push(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """Queue `more` (int64 [4, n]: document, first, end, due time); returns the span table, which may have grown."""
+def push(queue: Queue, more: np.ndarray) -> Queue:
+    """Add `more` (int64 [4, n]: document, first, end, due); returns the queue, with a larger table if need be."""
+    spans, heads, clock, lengths = queue
     count, capacity = more.shape[1], spans.shape[1]
     grown = clock[SIZE] + count
     if grown > capacity:
@@ -92,14 +111,15 @@ def push(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, more: np.ndarr
             larger[NEXT, -1] = clock[FREE]
             clock[FREE] = capacity
         spans = larger
+    queue = Queue(spans, heads, clock, lengths)
     for i in range(count):
         slot = clock[FREE]
         clock[FREE] = spans[NEXT, slot]
         clock[SIZE] += 1
         spans[DOCUMENT, slot], spans[FIRST, slot], spans[END, slot], spans[DUE, slot] = more[:, i]
         spans[WRAP, slot] = 0
-        link(spans, heads, clock, slot)
-    return spans
+        link(queue, slot)
+    return queue
 
 
 @njit(nogil=True, cache=True)
@@ -120,8 +140,9 @@ def place_of(own: int, pieces: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def draw(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, seqlen: int, key: int) -> None:
+def draw(queue: Queue, seqlen: int, key: int) -> None:
     """Due times for all spans, over the tokens that are left; not where they have them for about this length."""
+    spans, _, clock, _ = queue
     drawn_for, tokens = clock[DRAWN_FOR], clock[LEFT]
     if max(seqlen, drawn_for) < REDRAW_FACTOR * min(seqlen, drawn_for):
         return
@@ -132,12 +153,12 @@ def draw(spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, seqlen: int, k
     clock[DRAWN_FOR] = seqlen
     held = np.empty(clock[SIZE], dtype=np.int64)
     for i in range(len(held)):
-        held[i] = pop(spans, heads, clock)
+        held[i] = pop(queue)
     for s in held:
         pieces = pieces_of(spans[END, s] - spans[FIRST, s], spans[WRAP, s], seqlen)
         place = place_of(hash_at(key, spans[DOCUMENT, s]), pieces)
         spans[DUE, s] = clock[HORIZON] - tokens + tokens * place // (pieces * PLACES)
-        link(spans, heads, clock, s)
+        link(queue, s)
 
 
 @njit(nogil=True, cache=True)
@@ -155,27 +176,19 @@ def first_read(length: int, seqlen: int, key: int, document: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def take(
-    spans: np.ndarray,
-    heads: np.ndarray,
-    clock: np.ndarray,
-    lengths: np.ndarray,
-    seqlen: int,
-    sequences: int,
-    key: int,
-    from_beginning: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+def take(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pieces for `sequences` sequences, out of the queue.
 
     Returns (long int64 [2, n]: document, start of full sequences; short int64 [4, m]: document, first, end, due).
     """
+    spans, _, clock, lengths = queue
     horizon = clock[HORIZON]
     long = np.empty((2, sequences), dtype=np.int64)
     most = min(2 * clock[SIZE], seqlen * sequences)
     short = np.empty((4, most if most < LOOKAHEAD else most + LOOKAHEAD), dtype=np.int64)  # tiny for a tiny deal
     n = m = tokens = 0
     while tokens < seqlen * sequences and clock[SIZE] > 0:
-        s = pop(spans, heads, clock)
+        s = pop(queue)
         document, first, end, wrap, time = (
             spans[DOCUMENT, s],
             spans[FIRST, s],
@@ -197,7 +210,7 @@ def take(
         if first == end:
             first, end, wrap = 0, wrap, 0
         if first == end:
-            release(spans, clock, s)
+            release(queue, s)
             continue
         # Counted down, piece p is due at horizon - share * (p - place); the piece just served tells the share.
         own, pieces = hash_at(key, document), pieces_of(end - first, wrap, seqlen)
@@ -205,18 +218,17 @@ def take(
         apart = PLACES + place_of(own, pieces) - before
         spans[DUE, s] = time + (horizon - time) * apart // ((pieces + 1) * PLACES - before)
         spans[FIRST, s], spans[END, s], spans[WRAP, s] = first, end, wrap
-        link(spans, heads, clock, s)
+        link(queue, s)
     clock[LOOKS] += tokens // LOOK_TOKENS
     if n == sequences or clock[SIZE] == 0:
         return long[:, :n], short[:, :m]
-    return long[:, :n], _look_ahead(spans, heads, clock, seqlen, short, m)
+    return long[:, :n], _look_ahead(queue, seqlen, short, m)
 
 
 @njit(nogil=True, cache=True)
-def _look_ahead(
-    spans: np.ndarray, heads: np.ndarray, clock: np.ndarray, seqlen: int, short: np.ndarray, m: int
-) -> np.ndarray:
+def _look_ahead(queue: Queue, seqlen: int, short: np.ndarray, m: int) -> np.ndarray:
     """The first `m` of `short`, and more short spans for the packer to choose from; long ones stay as they were."""
+    spans, _, clock, _ = queue
     # Few in a small deal: what is due soon, not what fits best.
     lookahead = max(0, min(LOOKAHEAD, 2048 + 8 * m, clock[LOOKS]))
     passed = np.empty(lookahead, dtype=np.int64)
@@ -225,16 +237,16 @@ def _look_ahead(
         short[:, :m] = small[:, :m]
     p, most = 0, m + lookahead
     while clock[SIZE] > p and m < most and p < lookahead:
-        s = pop(spans, heads, clock)
+        s = pop(queue)
         if spans[END, s] - spans[FIRST, s] < seqlen and spans[WRAP, s] == 0:
             short[0, m], short[1, m] = spans[DOCUMENT, s], spans[FIRST, s]
             short[2, m], short[3, m] = spans[END, s], spans[DUE, s]
             m += 1
-            release(spans, clock, s)
+            release(queue, s)
         else:
             passed[p] = s
             p += 1
     clock[LOOKS] -= p + m + lookahead - most
     for i in range(p - 1, -1, -1):
-        link(spans, heads, clock, passed[i])
+        link(queue, passed[i])
     return short[:, :m]

@@ -62,7 +62,7 @@ def test_deals_that_are_skipped_leave_what_dealing_them_leaves(lengths, deals, s
 @given(LENGTHS, DEALS, st.integers(0, 2**62), st.integers(0, 30))
 def test_every_token_once_where_no_more_spans_may_be_looked_at(lengths, deals, seed, looks):
     dealer, batches = Dealer(np.array(lengths), key=seed), []
-    dealer._clock[LOOKS] = looks
+    dealer._queue.clock[LOOKS] = looks
     while dealer.tokens:
         for seqlen, sequences, _ in deals:
             batches.append(dealer.deal(seqlen, one_batch(sequences)))
@@ -73,10 +73,10 @@ def test_tiny_deals_look_at_few_spans_beyond_those_they_need():
     """In the long run a deal costs what its tokens cost, also where lengths go to and fro by a factor of 2."""
     lengths = np.array([(i * 7919) % 300 + 1 for i in range(3000)])
     dealer, looks = Dealer(lengths, key=7), []
-    dealer._clock[LOOKS] = 0
+    dealer._queue.clock[LOOKS] = 0
     for i in range(4000):
         dealer.deal(8 + 8 * (i % 2), one_batch(4))
-        looks.append(int(dealer._clock[LOOKS]))
+        looks.append(int(dealer._queue.clock[LOOKS]))
     earned = 4000 * 4 * 12 // LOOK_TOKENS
     assert -len(lengths) < min(looks) and earned - looks[-1] > earned // 2, "none is looked at"
 
