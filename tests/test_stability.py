@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -171,6 +172,8 @@ def test_the_largest_attention_logit_equals_all_of_them_one_by_one(kind, store, 
         batch = next(this.loader)
         row = first_row(batch)
         assert row.labels.shape == (1, batch.seqlen)
+        assert row.cu_seqlens[-1] == batch.seqlen
+        assert row.max_seqlen == np.diff(row.cu_seqlens).max() <= batch.seqlen
         begins = {int(i) for i in batch.cu_seqlens} if kind != "causal" else {0}
         spans = [sum(b <= i for b in begins) for i in range(batch.seqlen)]
         (part,) = micro_batches(row, row.seqlen, this.device, config.model.mask)
