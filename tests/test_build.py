@@ -1,7 +1,6 @@
 """Building: whatever the format, compression or unit size, the store holds each document's tokens once."""
 
 import gzip
-import json
 import os
 import resource
 import signal
@@ -22,8 +21,7 @@ from pipeline.build import build, remove
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
-from pipeline.encoding import choose_encoder, load_vocabulary
-from pipeline.errors import CorpusError, SlwError, StoreError, TokenizerError
+from pipeline.errors import CorpusError, SlwError, StoreError
 from pipeline.format import Manifest
 from pipeline.inputs import find_files
 from pipeline.job import BuildOptions
@@ -304,39 +302,6 @@ def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(CorpusError, match="not UTF-8"):
         build(options(tokenizer, tmp_path / "s4", tmp_path / "b.txt"))
-
-
-def test_tokenizers_that_do_not_do_are_refused(tokenizer, tmp_path):
-    (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(TokenizerError, match="not a tokenizer"):
-        load_vocabulary(tmp_path / "t.json")
-    with pytest.raises(TokenizerError, match="no tokenizer here"):
-        load_vocabulary(tmp_path / "none.json")
-    with pytest.raises(TokenizerError, match=r"'<stop>'[\s\S]*<\|endoftext\|>[\s\S]*--eod"):
-        load_vocabulary(tokenizer, eod="<stop>")
-    without = json.loads(tokenizer.read_text())
-    without["added_tokens"] = []
-    del without["model"]["vocab"]["<|endoftext|>"]
-    (tmp_path / "w.json").write_text(json.dumps(without))
-    with pytest.raises(TokenizerError, match="no end-of-document token"):
-        load_vocabulary(tmp_path / "w.json")
-
-
-def test_fastokens_is_used_only_where_it_agrees(tokenizer, monkeypatch):
-    vocabulary = load_vocabulary(tokenizer)
-    assert choose_encoder(vocabulary, TEXTS)[0] == "fastokens"
-
-    def differs(self, texts):
-        ids, offsets = real(self, texts)
-        return ids[::-1], offsets
-
-    from pipeline import encoding
-
-    real = encoding.FastEncoder.encode
-    monkeypatch.setattr(encoding.FastEncoder, "encode", differs)
-    assert choose_encoder(vocabulary, TEXTS) == ("tokenizers", "fastokens differs from tokenizers on the sample")
-    with pytest.raises(TokenizerError, match="differs"):
-        choose_encoder(vocabulary, TEXTS, "fastokens")
 
 
 def test_verify_names_every_damaged_shard_and_a_lost_tokenizer(tokenizer, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from pipeline import encoding
 from pipeline.corpus import Reading
 from pipeline.encoding import (
     PROBES,
@@ -22,6 +23,7 @@ from pipeline.encoding import (
     ReferenceEncoder,
     Spot,
     Vocabulary,
+    choose_encoder,
     lightened,
     load_vocabulary,
 )
@@ -31,12 +33,17 @@ from pipeline.train_tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "c.txt").write_text("".join(PROBES) + "the quick brown fox, naïve café 😀 don't stop " * 50)
     out = folder / "tokenizer.json"
     train_tokenizer((str(folder / "c.txt"),), out, vocab_size=500, reading=Reading())
-    return load_vocabulary(out).data
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer):
+    return tokenizer.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +242,34 @@ class Counting:
 )
 def test_with_other_words_no_text_is_cut(data, change):
     assert not can_cut(json.dumps(json.loads(data) | change).encode())
+
+
+def test_tokenizers_that_do_not_do_are_refused(tokenizer, tmp_path):
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="not a tokenizer"):
+        load_vocabulary(tmp_path / "t.json")
+    with pytest.raises(TokenizerError, match="no tokenizer here"):
+        load_vocabulary(tmp_path / "none.json")
+    with pytest.raises(TokenizerError, match=r"'<stop>'[\s\S]*<\|endoftext\|>[\s\S]*--eod"):
+        load_vocabulary(tokenizer, eod="<stop>")
+    without = json.loads(tokenizer.read_text())
+    without["added_tokens"] = []
+    del without["model"]["vocab"]["<|endoftext|>"]
+    (tmp_path / "w.json").write_text(json.dumps(without))
+    with pytest.raises(TokenizerError, match="no end-of-document token"):
+        load_vocabulary(tmp_path / "w.json")
+
+
+def test_fastokens_is_used_only_where_it_agrees(tokenizer, monkeypatch):
+    vocabulary = load_vocabulary(tokenizer)
+    assert choose_encoder(vocabulary, PROBES)[0] == "fastokens"
+
+    def differs(self, texts):
+        ids, offsets = real(self, texts)
+        return ids[::-1], offsets
+
+    real = encoding.FastEncoder.encode
+    monkeypatch.setattr(encoding.FastEncoder, "encode", differs)
+    assert choose_encoder(vocabulary, PROBES) == ("tokenizers", "fastokens differs from tokenizers on the sample")
+    with pytest.raises(TokenizerError, match="differs"):
+        choose_encoder(vocabulary, PROBES, "fastokens")
