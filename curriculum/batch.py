@@ -40,10 +40,10 @@ class Batch:
     """Labels that are not -100, over all ranks."""
     pieces: Packed
     """Which positions of which documents: provenance."""
-    window: int | None = None
+    attention_window: int | None = None
     """Spans are also cut at the multiples of it in each row (SkyLadder); None: where pieces end only."""
-    window_positions: str = "kept"
-    """"restart": position_ids count from 0 in each span of a window, not in each piece."""
+    attention_window_positions: str = "kept"
+    """"restart": position_ids count from 0 in each span of an attention window, not in each piece."""
 
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
@@ -108,8 +108,8 @@ def make_batches(
     ]
 
 
-def windowed(batch: Batch, window: int | None, positions: str) -> Batch:
-    """`batch` with its spans cut at the multiples of `window` in each row; itself where there is no window.
+def with_attention_window(batch: Batch, window: int | None, positions: str) -> Batch:
+    """`batch` with its spans cut at the multiples of `window` in each row; itself where there is none.
 
     `positions`: "kept" leaves position_ids as they are, "restart" counts them from 0 in each span.
     """
@@ -124,7 +124,11 @@ def windowed(batch: Batch, window: int | None, positions: str) -> Batch:
     if positions == "restart":
         batch.position_ids.reshape(-1)[:] = np.arange(begins.size) - np.repeat(starts, lengths)
     return replace(
-        batch, cu_seqlens=cu_seqlens, max_seqlen=int(lengths.max()), window=window, window_positions=positions
+        batch,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=int(lengths.max()),
+        attention_window=window,
+        attention_window_positions=positions,
     )
 
 

@@ -15,12 +15,12 @@ from pipeline.errors import ConfigError
 def lay_out(pacing: Pacing, sequences: Callable[[int], int]) -> Phases:
     """The phases of `pacing` with `sequences(seqlen)` rows a batch.
 
-    In tokens, a length or window begins with the first step before which so many tokens have been served.
+    In tokens, a length or attention window begins with the first step before which so many tokens have been served.
     """
 
     def rows() -> Iterator[tuple[int, int, int, int]]:
         lengths = ((at, seqlen, None) for at, seqlen in pacing.points)
-        windows = ((at, None, window) for at, window in pacing.windows)
+        windows = ((at, None, window) for at, window in pacing.attention_windows)
         step = seen = seqlen = size = batch = window = 0
         for at, new_seqlen, new_window in heapq.merge(lengths, windows, key=itemgetter(0)):
             if at > seen:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.batch import Allocate, Batch, make_batches, windowed
+from curriculum.batch import Allocate, Batch, make_batches, with_attention_window
 from curriculum.dealing import sequences_of
 from curriculum.memory import Pool
 from curriculum.mixture import Mixture
@@ -227,7 +227,8 @@ class CurriculumLoader:
         (first, last), schedule = self.own_rows(step), self.schedule
         shape = {"seqlen": schedule.seqlen(step), "sequences": last - first}
         made = make_batches(self.store, rows, **shape, first_step=step, targets=targets, allocate=lambda _: arrays)
-        return [windowed(batch, schedule.window(batch.step), schedule.window_positions) for batch in made]
+        positions = schedule.attention_window_positions
+        return [with_attention_window(batch, schedule.attention_window(batch.step), positions) for batch in made]
 
     def planned(self, first: int = 0) -> Iterator[tuple[int, Packed]]:
         """(step, global batch) of every step from `first` on; reads no token, quick wherever `first` is."""
@@ -265,7 +266,7 @@ def _check_ranks(schedule: Schedule, world_size: int) -> None:
 
 def _difference(ours: Schedule, theirs: Schedule) -> str:
     """What a person needs to see of two schedules that differ."""
-    names = ("total_tokens", "max_epochs", "planner", "first_piece", "window_positions")
+    names = ("total_tokens", "max_epochs", "planner", "first_piece", "attention_window_positions")
     pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
     pairs += [("phases", len(theirs.phases), len(ours.phases))]
     unlike = (pair for pair in zip(theirs.phases, ours.phases, strict=False) if pair[0] != pair[1])

@@ -5,7 +5,7 @@ step. A ramp is solved for its argument, length by length: `reach(L)` is the lea
 
     linear        L_s + (L_e - L_s) * min(t / T, 1)                    arXiv 2108.06084, section 3
     root          L_s + (L_e - L_s) * min(t / T, 1)**(1 / degree)      there too
-    sine          L_s + (L_e - L_s) * sin(pi / 2 * min(t / T, 1))      arXiv 2503.15450 has it for windows
+    sine          L_s + (L_e - L_s) * sin(pi / 2 * min(t / T, 1))      arXiv 2503.15450 has it for attention windows
     exponential   L_s * (L_e / L_s)**min(t / T, 1)                     there too
 
 each rounded down to a multiple (up where it falls), t counted from 1 in steps, from 0 in tokens. Linear and root are
@@ -43,8 +43,8 @@ class Pacing:
     points: Points
     """(at, seqlen), increasing from at = 0."""
     unit: Literal["steps", "tokens"] = "steps"
-    windows: Points = ()
-    """(at, window) in the same unit; empty: whole rows."""
+    attention_windows: Points = ()
+    """(at, positions) in the same unit; empty: whole rows."""
 
 
 def constant(*, seqlen: int) -> Pacing:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 
-FIRST_STEP, SEQLEN, SEQUENCES, WINDOW = range(4)
+FIRST_STEP, SEQLEN, SEQUENCES, ATTENTION_WINDOW = range(4)
 """Rows of `Phases.columns`."""
 MOST_TOKENS = 1 << 62
 """Largest count of steps and tokens, which are int64."""
@@ -26,8 +26,13 @@ class Phase:
     first_step: int
     seqlen: int
     sequences: int
-    window: int | None = None
+    attention_window: int | None = None
     """Attention stays within blocks of so many positions of a row (SkyLadder); None: no such blocks."""
+
+    @property
+    def reach(self) -> int:
+        """Positions that attention reaches at most."""
+        return self.attention_window or self.seqlen
 
     @property
     def batch_tokens(self) -> int:
@@ -40,14 +45,14 @@ class Phases(Sequence[Phase]):
 
     def __init__(self, columns: np.ndarray) -> None:
         self.columns = columns
-        """int64 [4, phases]: first step, seqlen, sequences, window (0: none) of each."""
+        """int64 [4, phases]: first step, seqlen, sequences, attention window (0: none) of each."""
         columns.flags.writeable = False
 
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int, int, int]]) -> Phases:
-        """From rows (first step, seqlen, sequences, window or 0) in order; of equal first steps the last holds.
+        """From rows (first step, seqlen, sequences, attention window or 0) in order.
 
-        Rows with the shape and window of the row before are dropped.
+        Of equal first steps the last holds. Rows with the shape and window of the row before are dropped.
         """
         try:
             columns = np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, 4).T
@@ -127,9 +132,9 @@ class Phases(Sequence[Phase]):
         index = self.number(step)
         if index + 1 == len(self):
             return None
-        if (self.columns[SEQLEN:WINDOW, index] != self.columns[SEQLEN:WINDOW, index + 1]).any():
+        if (self.columns[SEQLEN:ATTENTION_WINDOW, index] != self.columns[SEQLEN:ATTENTION_WINDOW, index + 1]).any():
             return int(self.columns[FIRST_STEP, index + 1])
-        steps = self._shape_steps  # windows alone change: there may be many such phases
+        steps = self._shape_steps  # attention windows alone change: there may be many such phases
         number = int(steps.searchsorted(step, side="right"))
         return int(steps[number]) if number < len(steps) else None
 
@@ -140,7 +145,7 @@ class Phases(Sequence[Phase]):
         """
         index = self.number(step)
         phases = self.columns[:, index : max(self.number(end), index) + 1]
-        new = _changes(phases[SEQLEN:WINDOW])
+        new = _changes(phases[SEQLEN:ATTENTION_WINDOW])
         first, seqlen, sequences, _ = phases
         first = np.append(step, first[1:])[new]
         return first, seqlen[new][:-1], sequences[new][:-1]
@@ -153,15 +158,15 @@ class Phases(Sequence[Phase]):
         return Phases(columns).merged()
 
     def at_length(self, seqlen: int) -> Phases:
-        """As many sequences at each step, all of `seqlen` tokens, without windows."""
+        """As many sequences at each step, all of `seqlen` tokens, without attention windows."""
         columns = self.columns.copy()
-        columns[SEQLEN], columns[WINDOW] = seqlen, 0
+        columns[SEQLEN], columns[ATTENTION_WINDOW] = seqlen, 0
         return Phases(columns).merged()
 
     @cached_property
     def _shape_steps(self) -> np.ndarray:
         """int64: steps whose batches have another shape than those of the step before, and 0."""
-        steps: np.ndarray = self.columns[FIRST_STEP, _changes(self.columns[SEQLEN:WINDOW])]
+        steps: np.ndarray = self.columns[FIRST_STEP, _changes(self.columns[SEQLEN:ATTENTION_WINDOW])]
         return steps
 
 

@@ -34,9 +34,9 @@ class PlanRow:
     seqlen_last: int
     sequences_first: int
     sequences_last: int
-    window_first: int
-    """Positions that attention reaches at most: the window where there is one, else the seqlen."""
-    window_last: int
+    attention_window_first: int
+    """Positions that attention reaches at most: the attention window where there is one, else the seqlen."""
+    attention_window_last: int
     tokens: int
     """Tokens of all its batches."""
     share: float
@@ -99,11 +99,6 @@ class Span:
         """Tokens of all its batches."""
         return self.steps * self.phase.batch_tokens
 
-    @property
-    def reach(self) -> int:
-        """Positions that attention reaches at most."""
-        return self.phase.window or self.phase.seqlen
-
 
 def spans(schedule: Schedule) -> list[Span]:
     """The phases of a resolved schedule that the run comes to, in order; they cover every step once."""
@@ -143,8 +138,7 @@ def _not_reached(schedule: Schedule) -> str | None:
     now = schedule.phase(steps - 1)
     found = f"seqlen {now.seqlen:,}, where the schedule would come to {last.seqlen:,} at step {last.first_step:,}"
     if now.seqlen == last.seqlen:
-        found = f"window {now.window or now.seqlen:,}, where it would be {last.window or last.seqlen:,} at step "
-        found += f"{last.first_step:,}"
+        found = f"attention window {now.reach:,}, where it would be {last.reach:,} at step {last.first_step:,}"
     return found
 
 
@@ -178,8 +172,8 @@ def _row(schedule: Schedule, group: list[Span], total: int) -> PlanRow:
         seqlen_last=last.phase.seqlen,
         sequences_first=first.phase.sequences,
         sequences_last=last.phase.sequences,
-        window_first=first.reach,
-        window_last=last.reach,
+        attention_window_first=first.phase.reach,
+        attention_window_last=last.phase.reach,
         tokens=tokens,
         share=tokens / total,
         tokens_before=schedule.tokens_before(first.phase.first_step),
@@ -199,7 +193,7 @@ COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
     ("step", lambda row: _range(row.first_step, row.last_step)),
     ("steps", lambda row: f"{row.steps:,}"),
     ("seqlen", lambda row: _range(row.seqlen_first, row.seqlen_last)),
-    ("window", lambda row: _range(row.window_first, row.window_last)),
+    ("attention window", lambda row: _range(row.attention_window_first, row.attention_window_last)),
     ("sequences", lambda row: _range(row.sequences_first, row.sequences_last)),
     ("tokens", lambda row: f"{row.tokens:,}"),
     ("share", lambda row: f"{row.share:.1%}"),
@@ -209,8 +203,11 @@ COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
 
 def render(table: Plan) -> str:
     """The plan as text."""
-    windows = any((row.window_first, row.window_last) != (row.seqlen_first, row.seqlen_last) for row in table.rows)
-    columns = [(head, cell) for head, cell in COLUMNS if windows or head != "window"]
+    windows = any(
+        row.attention_window_first < row.seqlen_first or row.attention_window_last < row.seqlen_last
+        for row in table.rows
+    )
+    columns = [(head, cell) for head, cell in COLUMNS if windows or head != "attention window"]
     text = [aligned([[head for head, _ in columns], *([cell(row) for _, cell in columns] for row in table.rows)])]
     if table.take_turns:
         text.append("lengths take turns: a row is all the steps of one length")

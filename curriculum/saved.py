@@ -19,7 +19,7 @@ from curriculum.schedule import Schedule
 from curriculum.settings import RUN_KEYS, SEQLEN_NOW
 from pipeline.errors import RunError
 
-PHASES_KEYS = ("planner", "first_piece", "window_positions", "seqlen_to_come")
+PHASES_KEYS = ("planner", "first_piece", "attention_window_positions", "seqlen_to_come")
 """Fields of a schedule that its phases do not tell, and its settings would."""
 MOST_ROWS = 1500
 """Most rows of tables and phases in a state, at most 40 bytes each; beyond, the longest are named by digest."""

@@ -1,4 +1,4 @@
-"""A whole run's batches as numbers: step -> (seqlen, sequences, window), and where it ends.
+"""A whole run's batches as numbers: step -> (seqlen, sequences, attention window), and where it ends.
 
 Steps count from 0. The run ends with the first step at which `total_tokens` have been served, as in the paper; the
 batch at a step is `sequences(step)` rows of `seqlen(step)` tokens, either a constant number of sequences (SLW) or
@@ -38,8 +38,8 @@ class Schedule:
     """What makes batches of it: a name of `curriculum.planner.PLANNERS`."""
     first_piece: str = "random"
     """Where documents are first read: "random", at any piece; "beginning": from their beginning to their end."""
-    window_positions: str = "kept"
-    """"restart": position ids count from 0 in each attention window; "kept": as without windows."""
+    attention_window_positions: str = "kept"
+    """"restart": position ids count from 0 in each attention window; "kept": as without them."""
     seqlen_to_come: int | None = None
     """Where lengths follow from the data or the course of the run: the longest there may be."""
     settings: dict[str, Any] | None = field(default=None, compare=False, repr=False)
@@ -129,11 +129,11 @@ class Schedule:
         cls,
         *,
         seqlen: int,
-        window_start: int = 32,
-        window_end: int | None = None,
-        window_shape: str = "linear",
-        window_rate: str | float | None = None,
-        window_multiple: int = 1,
+        attention_window_start: int = 32,
+        attention_window_end: int | None = None,
+        attention_window_shape: str = "linear",
+        attention_window_rate: str | float | None = None,
+        attention_window_multiple: int = 1,
         duration_steps: int | None = None,
         duration_tokens: int | None = None,
         **run: Any,
@@ -202,9 +202,9 @@ class Schedule:
 
         `curriculum`: `pacing`, its parameters, `control = "batch_warmup"` for the arm with as many tokens a step at
         full length, `dealing = "truncate"` for rows cut out of full-length ones as the SLW paper did it,
-        `first_piece` ("random" or "beginning": where documents are first read) and `window_positions` ("kept" or
-        "restart"). `batch`: exactly one of `global_batch_sequences` and `global_batch_tokens`, over all ranks.
-        Exactly one of `total_tokens` and `epochs`. The constructors take all of these as keywords.
+        `first_piece` ("random" or "beginning": where documents are first read) and `attention_window_positions`
+        ("kept" or "restart"). `batch`: exactly one of `global_batch_sequences` and `global_batch_tokens`, over all
+        ranks. Exactly one of `total_tokens` and `epochs`. The constructors take all of these as keywords.
         """
         run = {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
         return cls(**build(curriculum, batch, run))
@@ -304,9 +304,9 @@ class Schedule:
         """Sequences of the batch at `step`, over all ranks."""
         return self.phase(step).sequences
 
-    def window(self, step: int) -> int | None:
+    def attention_window(self, step: int) -> int | None:
         """Block of positions that attention stays within at `step`; None: the whole row."""
-        return self.phase(step).window
+        return self.phase(step).attention_window
 
     def tokens_before(self, step: int) -> int:
         """Tokens in all batches before `step`."""

@@ -27,11 +27,12 @@ PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyla
 
 RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
 BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
-COMMON_KEYS = ("control", "dealing", "first_piece", "window_positions")
+COMMON_KEYS = ("control", "dealing", "first_piece", "attention_window_positions")
 """What every pacing may have beside its own parameters."""
 WHOLE = {
     *("seqlen", "seqlen_start", "seqlen_end", "seqlen_multiple", "duration_steps", "duration_tokens", "degree"),
-    *("window_start", "window_end", "window_multiple", "patience", "cycles", "order_seed"),
+    *("attention_window_start", "attention_window_end", "attention_window_multiple"),
+    *("patience", "cycles", "order_seed"),
     *RUN_KEYS,
     *BATCH_KEYS,
 }
@@ -75,7 +76,7 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
     control = _choice(settings, "control", None, CONTROLS)
     dealing = _choice(settings, "dealing", "pack", tuple(DEALINGS))
     made["first_piece"] = _choice(settings, "first_piece", "random", ("random", "beginning"))
-    made["window_positions"] = _choice(settings, "window_positions", "kept", ("kept", "restart"))
+    made["attention_window_positions"] = _choice(settings, "attention_window_positions", "kept", ("kept", "restart"))
     if name == "adaptive":
         made["seqlen_to_come"] = settings.get("seqlen_end")
         pacing = _adaptive(settings)

@@ -26,7 +26,7 @@ def has(bits: np.ndarray, at: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def window(bits: np.ndarray, at: int) -> Any:
+def word_from(bits: np.ndarray, at: int) -> Any:
     """64 bits from bit `at` on, as a word."""
     low, shift = bits[at >> 6], np.uint64(at) & _WORD
     if shift == _ZERO:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pipeline.bits import flip, has, highest_up_to, lowest, lowest_from, window
+from pipeline.bits import flip, has, highest_up_to, lowest, lowest_from, word_from
 
 ROWS_AT_ONCE = 4
 """Most rows that one group of items may fill exactly together."""
@@ -133,7 +133,7 @@ def close_exactly(count: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray
     the longest item that fits; where none does, its first item and all others of that length are set aside.
     """
     longest = len(count) - 1
-    present = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `window`
+    present = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `word_from`
     mirrored = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `total - size`: the same
     for size in range(1, longest + 1):
         if count[size] > 0:
@@ -219,7 +219,7 @@ def _pair(
     limit = min(gap // 2, CLOSING_PAIRS)
     for word in range((gap - longest) // 64, limit // 64 + 1):
         # Bit `two` of the first: `two` is left. Bit `two` of the second: `gap - two` is left.
-        both = present[word] & window(mirrored, total - gap + 64 * word)
+        both = present[word] & word_from(mirrored, total - gap + 64 * word)
         if both != 0:
             two = 64 * word + lowest(both)
             one = gap - two

@@ -55,9 +55,9 @@ def draw(out: Path) -> None:
     for shape in ("linear", "stepwise", "sine", "exponential"):
         multiple = 128 if shape == "stepwise" else 1
         schedule = Schedule.skyladder(
-            seqlen=1024, window_shape=shape, window_multiple=multiple, duration_steps=600, **BATCH
+            seqlen=1024, attention_window_shape=shape, attention_window_multiple=multiple, duration_steps=600, **BATCH
         )
-        plot(axes[1, 0], [schedule.window(step) or 1024 for step in STEPS], shape)
+        plot(axes[1, 0], [schedule.attention_window(step) or 1024 for step in STEPS], shape)
     label(axes[1, 0], "SkyLadder: attention window in rows of 1,024", "positions")
 
     for odds, colour in (("grow-p2", "C0"), ("uniform", "C1")):

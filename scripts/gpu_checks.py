@@ -139,7 +139,7 @@ def spans_batch(seqlen: int, rows: int, window: int | None) -> Any:
     """Rows of random spans."""
     import numpy as np
 
-    from curriculum.batch import windowed
+    from curriculum.batch import with_attention_window
     from train.warmup import Shape, sample_batches
 
     random = np.random.default_rng(seqlen)
@@ -158,7 +158,7 @@ def spans_batch(seqlen: int, rows: int, window: int | None) -> Any:
             "max_seqlen": int(lengths.max()),
         }
     )
-    return windowed(batch, window, "kept")
+    return with_attention_window(batch, window, "kept")
 
 
 def gradients(model: Any, part: Any, half: Any) -> list[Any]:
@@ -180,7 +180,7 @@ MODES: dict[str, dict[str, Any]] = {
     "constant": {"pacing": "constant", "seqlen": 0},
     "slw": RAMP,
     "truncation": {**RAMP, "dealing": "truncate"},
-    "skyladder": {"pacing": "skyladder", "seqlen": 0, "window_start": 8, "duration_steps": 20},
+    "skyladder": {"pacing": "skyladder", "seqlen": 0, "attention_window_start": 8, "duration_steps": 20},
     "buckets": {"pacing": "buckets", "seqlen_start": 8, "seqlen_end": 0},
 }
 """0 stands for the full length."""

@@ -140,7 +140,7 @@ CHANGES = {
         "curriculum__seqlen": 32,
         "curriculum__seqlen_start": None,
         "curriculum__seqlen_end": None,
-        "curriculum__window_start": 8,
+        "curriculum__attention_window_start": 8,
     },
     "float32": {"run__dtype": "float32"},
     "recomputed": {"run__activation_checkpointing": True},

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import config_of, tiny_store
 
-from curriculum.batch import Batch, windowed
+from curriculum.batch import Batch, with_attention_window
 from pipeline.packing import Packed
 from train.attention import Sight, attend, has_varlen
 from train.config import ModelConfig
@@ -38,20 +38,20 @@ def batch_of(rows, window=None, positions="kept"):
         targets=labels.size - 3,
         pieces=Packed(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(1)),
     )
-    return windowed(batch, window, positions)
+    return with_attention_window(batch, window, positions)
 
 
 def slow_mask(batch, mask):
     """bool [rows, L, L] from the definition."""
-    pieces = np.cumsum(batch.position_ids == 0, axis=1) if batch.window_positions == "kept" else None
+    pieces = np.cumsum(batch.position_ids == 0, axis=1) if batch.attention_window_positions == "kept" else None
     if pieces is None:
         pieces = np.searchsorted(batch.cu_seqlens, np.arange(batch.labels.size), side="right").reshape(
             batch.labels.shape
         )
     at = np.arange(batch.seqlen)
     seen = np.broadcast_to(at[:, None] >= at, (*batch.labels.shape, batch.seqlen)).copy()
-    if batch.window:
-        seen &= at[:, None] // batch.window == at // batch.window
+    if batch.attention_window:
+        seen &= at[:, None] // batch.attention_window == at // batch.attention_window
     if mask == "document":
         seen &= pieces[:, :, None] == pieces[:, None, :]
     return torch.from_numpy(seen)
@@ -70,8 +70,8 @@ def slow_gradients(model, batch, mask):
     positions = torch.from_numpy(batch.position_ids)
     if mask == "causal":
         column = torch.arange(batch.seqlen)
-        restart = batch.window and batch.window_positions == "restart"
-        positions = (column % batch.window if restart else column).expand_as(ids)
+        restart = batch.attention_window and batch.attention_window_positions == "restart"
+        positions = (column % batch.attention_window if restart else column).expand_as(ids)
     return gradients(model, [(ids, positions, labels, Sight(mask=slow_mask(batch, mask)[:, None]))])
 
 

@@ -37,7 +37,7 @@ def runs(tmp_path):
             made.append(write_run(folder, lines, run__seed=seed, curriculum__pacing=arm, run__total_tokens=7000))
     lines = lines_of(random.Random(5), 20, growing=False)
     for line in lines[1:]:
-        line["window"] = min(32, line["step"])
+        line["attention_window"] = min(32, line["step"])
     made.append(
         write_run(tmp_path / "runs/sky", lines, run__seed=1, curriculum__pacing="sky", run__total_tokens=9000)
     )

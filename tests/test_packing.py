@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bits import highest_up_to, lowest_from, window
+from pipeline.bits import highest_up_to, lowest_from, word_from
 from pipeline.errors import ConfigError
 from pipeline.fitting import best_fit, close_exactly, fill_rows, longest_first
 from pipeline.packing import least_cuts, least_excess_cuts, pack, place
@@ -128,7 +128,7 @@ def test_bits_are_a_set_of_numbers(numbers, at):
     bits = np.array([whole >> (64 * word) & (2**64 - 1) for word in range(5)], dtype=np.uint64)
     assert lowest_from(bits, at) == min((n for n in numbers if n >= at), default=-1)
     assert highest_up_to(bits, at) == max((n for n in numbers if n <= at), default=0)
-    assert window(bits, at) == whole >> at & (2**64 - 1)
+    assert word_from(bits, at) == whole >> at & (2**64 - 1)
 
 
 @given(ITEMS, st.integers(0, 12))

@@ -132,5 +132,7 @@ def test_a_ramp_that_the_data_end_before_is_noted(tmp_path):
     assert "note" not in render(fits)
     assert slow.not_reached == "seqlen 8, where the schedule would come to 64 at step 999"
     assert f"note: the run ends at {slow.not_reached}" in render(slow)
-    windows = Schedule.skyladder(seqlen=64, window_start=8, window_rate="1/100", global_batch_tokens=256, epochs=1)
-    assert plan(windows, store).not_reached == "window 8, where it would be 64 at step 5,600"
+    windows = Schedule.skyladder(
+        seqlen=64, attention_window_start=8, attention_window_rate="1/100", global_batch_tokens=256, epochs=1
+    )
+    assert plan(windows, store).not_reached == "attention window 8, where it would be 64 at step 5,600"

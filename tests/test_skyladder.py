@@ -39,7 +39,12 @@ def test_windows_equal_the_published_formulas_at_every_step(windows, rate):
     start, more, multiple, duration = windows
     end = start + more
     seqlen = end + 1
-    ends = {"seqlen": seqlen, "window_start": start, "window_end": end, "window_multiple": multiple}
+    ends = {
+        "seqlen": seqlen,
+        "attention_window_start": start,
+        "attention_window_end": end,
+        "attention_window_multiple": multiple,
+    }
 
     def p(t):
         return min(mpmath.mpf(t) / duration, mpmath.mpf(1)) if duration else mpmath.mpf(1)
@@ -52,16 +57,16 @@ def test_windows_equal_the_published_formulas_at_every_step(windows, rate):
     }
     with mpmath.workdps(60):
         for shape, formula in formulas.items():
-            schedule = schedule_of(**ends, window_shape=shape, duration_steps=duration)
+            schedule = schedule_of(**ends, attention_window_shape=shape, duration_steps=duration)
             for step in range(duration + 3):
                 raw = formula(step)
                 expected = end if step >= duration or raw >= end else max(raw // multiple * multiple, start)
-                assert schedule.window(step) == expected, (shape, step)
+                assert schedule.attention_window(step) == expected, (shape, step)
                 assert (schedule.seqlen(step), schedule.sequences(step)) == (seqlen, 3)
-    schedule = schedule_of(**ends, window_rate=str(rate))
+    schedule = schedule_of(**ends, attention_window_rate=str(rate))
     for step in range(60):
         raw = start + math.floor(rate * step)
-        assert schedule.window(step) == (end if raw >= end else max(raw // multiple * multiple, start))
+        assert schedule.attention_window(step) == (end if raw >= end else max(raw // multiple * multiple, start))
     assert from_json(to_json(schedule)) == schedule
     assert schedule.end_of_phase(0) == schedule.total_steps  # windows do not break up the dealing
 
@@ -69,9 +74,13 @@ def test_windows_equal_the_published_formulas_at_every_step(windows, rate):
 def test_the_papers_rate_takes_the_papers_steps():
     # alpha = 1 / 8 from 32 to 8192: one position every 8 steps, then whole rows.
     schedule = Schedule.skyladder(
-        seqlen=8192, window_start=32, window_rate="1/8", global_batch_tokens=1 << 20, total_tokens=10**11
+        seqlen=8192,
+        attention_window_start=32,
+        attention_window_rate="1/8",
+        global_batch_tokens=1 << 20,
+        total_tokens=10**11,
     )
-    assert [schedule.window(step) for step in (0, 7, 8, 65_279, 65_280)] == [32, 32, 33, 8191, None]
+    assert [schedule.attention_window(step) for step in (0, 7, 8, 65_279, 65_280)] == [32, 32, 33, 8191, None]
     assert {schedule.sequences(step) for step in (0, 70_000)} == {128}
 
 
@@ -79,7 +88,12 @@ def test_the_papers_rate_takes_the_papers_steps():
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from(["kept", "restart"]))
 def test_spans_are_pieces_cut_at_the_multiples_of_the_window_in_each_row(store, window, seqlen, positions):
     size = {"global_batch_sequences": 4, "epochs": 1}
-    windows = {"window_start": window, "window_end": window, "window_positions": positions, "duration_steps": 0}
+    windows = {
+        "attention_window_start": window,
+        "attention_window_end": window,
+        "attention_window_positions": positions,
+        "duration_steps": 0,
+    }
     cut = Schedule.skyladder(seqlen=max(seqlen, window), **windows, **size)
     whole = Schedule.constant(seqlen=max(seqlen, window), **size)
     opened = Store.open(store)
@@ -107,7 +121,7 @@ def slow_mask(batch, mask):
     for row in range(len(batch.labels)):
         for i in range(batch.seqlen):
             for j in range(i + 1):
-                block = i // batch.window == j // batch.window
+                block = i // batch.attention_window == j // batch.attention_window
                 result[row, i, j] = block and (mask == "causal" or pieces[row, i] == pieces[row, j])
     return torch.from_numpy(result)
 
@@ -118,15 +132,15 @@ def test_a_run_trains_with_exactly_the_mask_of_the_definition(store, tmp_path, m
     windows = {
         "pacing": "skyladder",
         "seqlen": 24,
-        "window_start": 5,
+        "attention_window_start": 5,
         "duration_steps": 9,
-        "window_positions": positions,
+        "attention_window_positions": positions,
     }
     config = config_of(store, tmp_path / "run", model__mask=mask)
     config = config.model_copy(update={"curriculum": type(config.curriculum)(**windows)})
     this = loop.Run(config, lambda text: None)
     batch = next(this.loader)
-    assert batch.window == 5
+    assert batch.attention_window == 5
     expected = slow_mask(batch, mask)
     if mask == "document":
         assert torch.equal(document_mask(batch)[:, 0], expected)
@@ -150,7 +164,7 @@ def test_a_run_trains_with_exactly_the_mask_of_the_definition(store, tmp_path, m
     this.loader.close()
     outcome = loop.run(config, warn=lambda text: None)
     assert outcome.finished
-    used = [line.get("window") for line in read_metrics(tmp_path / "run") if "loss" in line]
+    used = [line.get("attention_window") for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert used[0] == 5
     assert used[-1] is None
     assert [n for n in used if n] == sorted(n for n in used if n)
@@ -159,15 +173,18 @@ def test_a_run_trains_with_exactly_the_mask_of_the_definition(store, tmp_path, m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seqlen": 16, "window_start": 32, "duration_steps": 1}, "window_start <= window_end <= seqlen"),
-        ({"seqlen": 64, "window_end": 65, "duration_steps": 1}, "window_end <= seqlen"),
-        ({"seqlen": 64, "window_rate": 0}, "1/8"),
-        ({"seqlen": 64, "window_rate": "fast"}, "1/8"),
-        ({"seqlen": 64, "window_rate": 1, "duration_steps": 1}, "several"),
+        (
+            {"seqlen": 16, "attention_window_start": 32, "duration_steps": 1},
+            "attention_window_start <= attention_window_end <= seqlen",
+        ),
+        ({"seqlen": 64, "attention_window_end": 65, "duration_steps": 1}, "attention_window_end <= seqlen"),
+        ({"seqlen": 64, "attention_window_rate": 0}, "1/8"),
+        ({"seqlen": 64, "attention_window_rate": "fast"}, "1/8"),
+        ({"seqlen": 64, "attention_window_rate": 1, "duration_steps": 1}, "several"),
         ({"seqlen": 64}, "duration_steps"),
-        ({"seqlen": 64, "window_shape": "cubic", "duration_steps": 1}, "exponential"),
-        ({"seqlen": 64, "window_shape": "stepwise", "duration_steps": 1}, "stages"),
-        ({"seqlen": 64, "duration_steps": 1, "window_positions": "lost"}, "kept, restart"),
+        ({"seqlen": 64, "attention_window_shape": "cubic", "duration_steps": 1}, "exponential"),
+        ({"seqlen": 64, "attention_window_shape": "stepwise", "duration_steps": 1}, "stages"),
+        ({"seqlen": 64, "duration_steps": 1, "attention_window_positions": "lost"}, "kept, restart"),
     ],
 )
 def test_odd_windows_are_refused_with_what_is_allowed(settings, message):

@@ -150,8 +150,8 @@ SCHEDULES = {
     "causal": {"model__mask": "causal"},
     "rope": {"model__positions": "rope"},
     "windows": {
-        "curriculum": {"pacing": "skyladder", "seqlen": 32, "window_start": 8, "duration_steps": 9}
-        | {"window_multiple": 8}
+        "curriculum": {"pacing": "skyladder", "seqlen": 32, "attention_window_start": 8, "duration_steps": 9}
+        | {"attention_window_multiple": 8}
     },
 }
 

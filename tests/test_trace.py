@@ -105,7 +105,7 @@ def tracer_of_all(store, loader):
     [
         {"pacing": "linear", "seqlen_start": 8, "seqlen_end": 32, "duration_steps": 6, "dealing": "truncate"},
         {"pacing": "buckets", "seqlen_start": 8, "seqlen_end": 32, "cycles": 1},
-        {"pacing": "skyladder", "seqlen": 32, "window_start": 8, "duration_steps": 6},
+        {"pacing": "skyladder", "seqlen": 32, "attention_window_start": 8, "duration_steps": 6},
     ],
     ids=["truncate", "buckets", "skyladder"],
 )

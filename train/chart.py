@@ -90,8 +90,9 @@ def _lengths_over_tokens(panel: Any, parts: list[Span], schedule: Schedule, scal
 
 def _steps(panel: Any, edges: list[Any], parts: list[Span]) -> None:
     panel.stairs([part.phase.seqlen for part in parts], edges, baseline=None, color=LINE, linewidth=1.8)
-    if any(part.reach < part.phase.seqlen for part in parts):
-        panel.stairs([part.reach for part in parts], edges, baseline=None, color=LINE, linestyle="--", label="window")
+    if any(part.phase.reach < part.phase.seqlen for part in parts):
+        reach = [part.phase.reach for part in parts]
+        panel.stairs(reach, edges, baseline=None, color=LINE, linestyle="--", label="attention window")
         panel.legend(loc="lower right")
 
 

@@ -102,13 +102,13 @@ class CurriculumConfig(Section):
     boundaries_tokens: list[int] | None = None
     table: list[list[int]] | None = None
     table_unit: Literal["steps", "tokens"] | None = None
-    window_start: int | None = None
-    window_end: int | None = None
-    window_shape: Literal["linear", "stepwise", "sine", "exponential"] | None = None
-    window_rate: float | str | None = None
+    attention_window_start: int | None = None
+    attention_window_end: int | None = None
+    attention_window_shape: Literal["linear", "stepwise", "sine", "exponential"] | None = None
+    attention_window_rate: float | str | None = None
     """Positions a step, 0.125 or "1/8"."""
-    window_multiple: int | None = None
-    window_positions: Literal["kept", "restart"] | None = None
+    attention_window_multiple: int | None = None
+    attention_window_positions: Literal["kept", "restart"] | None = None
     tolerance: float | None = None
     patience: int | None = None
     odds: str | list[int] | None = None

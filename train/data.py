@@ -91,8 +91,8 @@ def micro_batches(
         )
         if mask == "causal":
             column = torch.arange(batch.seqlen, device=device)
-            if batch.window is not None and batch.window_positions == "restart":
-                column %= batch.window
+            if batch.attention_window is not None and batch.attention_window_positions == "restart":
+                column %= batch.attention_window
             positions = column.expand_as(ids)
         if starts is None:
             yield MicroBatch(ids, positions, labels, Sight())
@@ -101,10 +101,10 @@ def micro_batches(
         begin, end = np.searchsorted(starts, (rows.start * batch.seqlen, rows.stop * batch.seqlen))
         inside = starts[begin:end] - rows.start * batch.seqlen
         if flat is not None:
-            capacity = flat.capacity(len(labels), tokens, len(inside), batch.window)
+            capacity = flat.capacity(len(labels), tokens, len(inside), batch.attention_window)
             padded = np.full(capacity + 1, tokens, np.int32)
             padded[: len(inside)] = inside
-            sight = Sight(None, _copied(padded, device), min(batch.seqlen, batch.window or batch.seqlen))
+            sight = Sight(None, _copied(padded, device), min(batch.seqlen, batch.attention_window or batch.seqlen))
             yield MicroBatch(ids.view(1, -1), positions.reshape(1, -1), labels.view(1, -1), sight)
         elif len(inside) == len(labels):
             yield MicroBatch(ids, positions, labels, Sight())
@@ -134,9 +134,9 @@ def _span_starts(batch: Batch, mask: str) -> np.ndarray | None:
     """int [spans]: where spans begin in the flattened rows; None where each row is one."""
     if mask == "document":
         return batch.cu_seqlens[:-1]
-    if batch.window is None:
+    if batch.attention_window is None:
         return None
-    begins = np.arange(batch.seqlen) % batch.window == 0
+    begins = np.arange(batch.seqlen) % batch.attention_window == 0
     return np.flatnonzero(np.broadcast_to(begins, batch.labels.shape))
 
 

@@ -122,9 +122,9 @@ def parameters(config: Config, vocab_size: int) -> int:
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
     model, parts = config.model, spans(schedule)
     each = 12 * model.layers * model.width  # FLOPs of attention for one token that sees one position
-    attention = each * sum(part.tokens * part.reach for part in parts)
+    attention = each * sum(part.tokens * part.phase.reach for part in parts)
     flops = 6 * count * table.total_tokens + attention
-    windows = any(part.reach < part.phase.seqlen for part in parts)
+    windows = any(part.phase.reach < part.phase.seqlen for part in parts)
     apart = model.mask == "document" and table.ledger is not None and not windows
     return Cost(
         parameters=count,

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 ONE_OF = (
     {"run.total_tokens", "run.epochs"},
     {"batch.global_batch_sequences", "batch.global_batch_tokens"},
-    {"curriculum.duration_steps", "curriculum.duration_tokens", "curriculum.window_rate"},
+    {"curriculum.duration_steps", "curriculum.duration_tokens", "curriculum.attention_window_rate"},
     {"curriculum.boundaries", "curriculum.boundaries_tokens"},
 )
 """Groups of which one key is given: an override, or a file laid over another, replaces whichever is there."""

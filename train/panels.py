@@ -120,8 +120,8 @@ def _lengths(panel: Any, comparison: Comparison, label: str, x: str, scale: floa
         longest = max(longest, int(lengths.max()))
         aside = 1 - 0.012 * index  # so that equal lengths can be told apart
         panel.plot(xs, lengths * aside, drawstyle="steps-post", linewidth=1.5, **_style(index))
-        if any("window" in line for line in steps):
-            windows = np.array([line.get("window") or line["seqlen"] for line in steps])
+        if any("attention_window" in line for line in steps):
+            windows = np.array([line.get("attention_window") or line["seqlen"] for line in steps])
             panel.plot(xs, windows * aside, linewidth=1.2, color=_style(index)["color"], linestyle=(0, (1, 1)))
     panel.set_yscale("log", base=2)
     panel.yaxis.set_major_formatter("{x:,.0f}")
@@ -184,7 +184,7 @@ def _bands(
 def _full_length(arm: Arm, x: str) -> float | None:
     """x at the first step of the longest length or window, from which on it stays; None where that is the first."""
     steps = arm.curves[0].steps
-    reach = [line.get("window") or line["seqlen"] for line in steps]
+    reach = [line.get("attention_window") or line["seqlen"] for line in steps]
     first = len(reach)
     while first and reach[first - 1] == max(reach):
         first -= 1

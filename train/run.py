@@ -141,7 +141,7 @@ class Run:
             "tokens_seen": at.tokens_seen,
             "seqlen": batch.seqlen,
             "sequences": self.schedule.sequences(batch.step),
-            **({"window": batch.window} if batch.window is not None else {}),
+            **({"attention_window": batch.attention_window} if batch.attention_window is not None else {}),
             "lr": rate,
         }
         self.pending.add(Done(facts, batch.targets, {"attention_logit_max": logit, **figures}))

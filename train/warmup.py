@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curriculum.batch import Batch, windowed
+from curriculum.batch import Batch, with_attention_window
 from curriculum.schedule import Schedule
 from pipeline.errors import RunError
 from pipeline.packing import Packed
@@ -45,7 +45,7 @@ class Shape:
 
     tokens: int
     seqlen: int
-    window: int = 0
+    attention_window: int = 0
     """0: none."""
 
     @property
@@ -70,7 +70,7 @@ def shapes_of(schedule: Schedule, micro_batch_tokens: int, world_size: int = 1) 
         for rows in {least, least + (rest > 0)} - {0}:
             for part in row_parts(rows, phase.seqlen, micro_batch_tokens):
                 tokens = (part.stop - part.start) * phase.seqlen
-                found[Shape(tokens, phase.seqlen, phase.window or 0)] += steps * tokens
+                found[Shape(tokens, phase.seqlen, phase.attention_window or 0)] += steps * tokens
     return found
 
 
@@ -100,7 +100,7 @@ def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
             targets=rows * seqlen,
             pieces=Packed(*np.zeros((4, 0), dtype=np.int64)),
         )
-        yield windowed(batch, shape.window or None, "kept")
+        yield with_attention_window(batch, shape.attention_window or None, "kept")
 
 
 class Untouched:
