@@ -1,4 +1,4 @@
-"""Run a generator ahead of its consumer in a thread, so that a build reads while it encodes and writes."""
+"""Work done in a thread before it is asked for, so that a build loads, reads, encodes and writes at the same time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -62,6 +63,14 @@ def ahead(
             closed = True
             changed.notify()
         thread.join()
+
+
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """Run `call` in a thread of its own; the future gets what it returns or raises."""
+    pool = ThreadPoolExecutor(1, "in_thread")
+    future = pool.submit(call)
+    pool.shutdown(wait=False)
+    return future
 
 
 def keep_freed_memory() -> None:

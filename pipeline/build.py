@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.draft import Draft, holds_else
-from pipeline.encoding import unknown_share
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN
 from pipeline.format import MANIFEST_NAME, Manifest
@@ -21,6 +20,7 @@ from pipeline.place import is_there, remove_tree
 from pipeline.repair import repair
 from pipeline.unit import BAD_KEPT, UnitResult
 from pipeline.verify import verify
+from pipeline.vocabulary import unknown_share
 
 Report = Callable[[UnitResult, int], None]
 """Called after each unit with its result and the number of all units."""

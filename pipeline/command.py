@@ -104,7 +104,7 @@ def contents(manifest: Manifest) -> str:
 
 def note_ordinary_eod(tokenizer: Path, eod: str | None) -> None:
     """Say so on standard error where `--eod` names a token that text is made of too. Raises TokenizerError."""
-    from pipeline.encoding import is_special, load_vocabulary
+    from pipeline.vocabulary import is_special, load_vocabulary
 
     if eod is None:
         return

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import megatron
-from pipeline.encoding import Vocabulary, load_vocabulary
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.files import STDIN, is_remote
 from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
@@ -23,6 +22,7 @@ from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_list
 from pipeline.reader import Store
 from pipeline.staging import new_folder
 from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, held_out, without_last
+from pipeline.vocabulary import Vocabulary, load_vocabulary
 from pipeline.writer import write_bytes, write_json, write_shard
 
 FORMATS = ("megatron", "hf")

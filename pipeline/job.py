@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.ahead import in_thread
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading, Unit
 from pipeline.draft import BUILD_FOLDER, Draft, Plan, holds_else, same_parameters
-from pipeline.encoding import Choice, Vocabulary, choose_encoder, in_thread, load_vocabulary
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
@@ -21,7 +21,9 @@ from pipeline.fingerprint import fingerprints
 from pipeline.format import FORMAT_VERSION, Manifest
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import reaching
+from pipeline.proof import Choice, choose_encoder
 from pipeline.unit import UnitOptions, UnitResult
+from pipeline.vocabulary import Vocabulary, load_vocabulary
 
 SAMPLE_DOCUMENTS = 120
 SAMPLE_CHARACTERS = 600

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.encoding import Encoder, Vocabulary
+from pipeline.encoding import Encoder
+from pipeline.vocabulary import Vocabulary
 
 LONG_CHARACTERS = 4 << 20
 CHUNK_CHARACTERS = 1 << 20

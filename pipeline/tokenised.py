@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xxhash
 
-from pipeline.encoding import Vocabulary
 from pipeline.errors import CorpusError
+from pipeline.vocabulary import Vocabulary
 
 BATCH_TOKENS = 4 << 20
 """Tokens that a reader yields at once, where a single document has no more."""

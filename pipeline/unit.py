@@ -25,10 +25,12 @@ import xxhash
 from pipeline.ahead import ahead, keep_freed_memory
 from pipeline.corpus import documents
 from pipeline.documents import BATCH_BYTES, Documents, Reading, Unit
-from pipeline.encoding import Choice, Encoder, Spot, Vocabulary, make_encoder
+from pipeline.encoding import Encoder, make_encoder
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
 from pipeline.parts import encode_documents, utf8_bytes
+from pipeline.proof import Choice, Spot
+from pipeline.vocabulary import Vocabulary
 from pipeline.writer import write_json, write_shard
 
 IN_FLIGHT = 64 << 20

@@ -14,22 +14,12 @@ from tokenizers import Tokenizer, models
 
 from pipeline import encoding
 from pipeline.corpus import Reading
-from pipeline.encoding import (
-    PROBES,
-    SPOT_CHARACTERS,
-    SPOT_EVERY_CHARACTERS,
-    Choice,
-    FastEncoder,
-    ReferenceEncoder,
-    Spot,
-    Vocabulary,
-    choose_encoder,
-    lightened,
-    load_vocabulary,
-)
+from pipeline.encoding import FastEncoder, ReferenceEncoder, lightened
 from pipeline.errors import TokenizerError
 from pipeline.parts import can_cut, cut, encode_documents, put_documents
+from pipeline.proof import PROBES, SPOT_CHARACTERS, SPOT_EVERY_CHARACTERS, Choice, Spot, choose_encoder
 from pipeline.train_tokenizer import train_tokenizer
+from pipeline.vocabulary import Vocabulary, load_vocabulary
 
 
 @pytest.fixture(scope="module")
