@@ -20,6 +20,8 @@ Integers only, from counted hashes: the same on every machine, whatever numpy's 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -29,6 +31,23 @@ from pipeline.packing import Packed, place
 
 SWAPS = 16
 """Most later rows tried for one that repeats a document; over a batch, one try for every two rows."""
+
+
+class _Rows(NamedTuple):
+    """Rows of one deal, not in their order yet: those of one long piece, and packed ones."""
+
+    long: np.ndarray
+    """int64 [2, n]: document and start of each."""
+    short: np.ndarray
+    """int64 [4, m]: document, first, end, due of the spans that packed rows are cut from."""
+    item: np.ndarray
+    """int64 [pieces]: number of a span in `short`; its tokens from `start` on, `length` of them."""
+    start: np.ndarray
+    length: np.ndarray
+    firsts: np.ndarray
+    """int64 [packed rows + 1]: packed row i is pieces firsts[i] to firsts[i + 1]."""
+    full: int
+    """Packed rows that are full: all, or all but the last."""
 
 
 class Dealer:
@@ -54,10 +73,8 @@ class Dealer:
         are read from their beginning to their end, not as rings.
         """
         key = key_of(self.key, 1 + self.deals)
-        rows = _deal(self._queue, seqlen, int(ends[-1]), self.key, from_beginning)
-        self._queue, long, short, item, start, length, firsts, full = rows
-        packed = (short[0][item], short[1][item] + start, length)
-        dealt = Packed(*_lay_out(long, *packed, firsts, full, seqlen, ends, self._seen, self._batches, key))
+        self._queue, rows = _deal(self._queue, seqlen, int(ends[-1]), self.key, from_beginning)
+        dealt: Packed = _lay_out(rows, seqlen, ends, self._seen, self._batches, key)
         self.deals += 1
         self._batches += len(ends)
         return dealt
@@ -89,37 +106,25 @@ def _skip(queue: Queue, seqlens: np.ndarray, sequences: np.ndarray, key: int, fr
 
 
 @njit(nogil=True, cache=True)
-def _deal(
-    queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bool
-) -> tuple[Queue, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Rows of one deal, not in their order yet.
-
-    Returns (the queue; long int64 [2, n]: document and start of full sequences; short int64 [4, m]: spans that the
-    others are cut from; item, start, length int64 [pieces]: tokens of span number `item` of `short`; firsts int64
-    [rows + 1]: row i is pieces firsts[i] to firsts[i + 1]; how many of these are full: all, or all but the last).
-    """
+def _deal(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bool) -> tuple[Queue, _Rows]:
+    """The queue after one deal, and its rows."""
     clock = queue.clock
     draw(queue, seqlen, key)
     long, short = take(queue, seqlen, sequences, key, from_beginning)
     if short.shape[1] == 0:
         clock[LEFT] -= long.shape[1] * seqlen
         none = np.empty(0, dtype=np.int64)
-        return queue, long, short, none, none, none, np.zeros(1, dtype=np.int64), 0
+        return queue, _Rows(long, short, none, none, none, np.zeros(1, dtype=np.int64), 0)
     sizes = short[2] - short[1]
     full = min(sequences - long.shape[1], sizes.sum() // seqlen)
-    item, start, length, row = place(sizes, seqlen, full, queue.lengths[short[0]])
-    firsts = np.zeros(full + 1, dtype=np.int64)
-    for r in row:
-        if r >= 0:
-            firsts[r + 1] += 1
-    firsts = np.cumsum(firsts)
+    item, start, length, firsts = place(sizes, seqlen, full, queue.lengths[short[0]])
     if long.shape[1] + full == sequences:
         queue = push(queue, _rest(short, item[firsts[full] :], start[firsts[full] :]))
     elif firsts[full] < len(item):
         firsts = np.append(firsts, len(item))  # all is dealt: less than a sequence is left
     item, start, length = item[: firsts[-1]], start[: firsts[-1]], length[: firsts[-1]]
     clock[LEFT] -= long.shape[1] * seqlen + length.sum()
-    return queue, long, short, item, start, length, firsts, full
+    return queue, _Rows(long, short, item, start, length, firsts, full)
 
 
 @njit(nogil=True, cache=True)
@@ -142,34 +147,21 @@ def _rest(short: np.ndarray, item: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _lay_out(
-    long: np.ndarray,
-    document: np.ndarray,
-    start: np.ndarray,
-    length: np.ndarray,
-    firsts: np.ndarray,
-    full: int,
-    seqlen: int,
-    ends: np.ndarray,
-    seen: np.ndarray,
-    batches: int,
-    key: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Long and packed rows in one random order: (document, start, length, offsets) as in `Packed`.
+def _lay_out(rows: _Rows, seqlen: int, ends: np.ndarray, seen: np.ndarray, batches: int, key: int) -> Packed:
+    """Long and packed rows in one random order, one that is not full last.
 
     Long rows keep the order in which they are due, so that those of a document stay apart; packed ones are shuffled.
-    Packed row i is pieces firsts[i] to firsts[i + 1]; `full` of them are full, one more is the last of all.
     `seen` and `batches`: see `_spread_documents`.
     """
-    count = long.shape[1]
-    rows = count + full
-    order = np.empty(rows, dtype=np.int64)
+    long, firsts, full, count = rows.long, rows.firsts, rows.full, rows.long.shape[1]
+    document, start = rows.short[0][rows.item], rows.short[1][rows.item] + rows.start
+    order = np.empty(count + full, dtype=np.int64)
     shuffled = np.arange(full)
     for i in range(full - 1, 0, -1):
         j = hash_at(key, i) % (i + 1)
         shuffled[i], shuffled[j] = shuffled[j], shuffled[i]
     longs, packs = count, full
-    for i in range(rows):
+    for i in range(len(order)):
         if hash_at(key + 1, i) % (longs + packs) < longs:
             order[i] = count - longs
             longs -= 1
@@ -177,21 +169,20 @@ def _lay_out(
             order[i] = count + shuffled[full - packs]
             packs -= 1
     _spread_documents(order, long, document, firsts, ends, seen, batches)
-    pieces = count + len(document)
-    out = np.empty((3, pieces), dtype=np.int64)
+    out = np.empty((3, count + len(document)), dtype=np.int64)
     offsets = np.zeros(count + len(firsts), dtype=np.int64)
     n = 0
     for i in range(count + len(firsts) - 1):
-        row = order[i] if i < rows else rows
+        row = order[i] if i < len(order) else len(order)
         if row < count:
             out[0, n], out[1, n], out[2, n] = long[0, row], long[1, row], seqlen
             n += 1
         else:
             for j in range(firsts[row - count], firsts[row - count + 1]):
-                out[0, n], out[1, n], out[2, n] = document[j], start[j], length[j]
+                out[0, n], out[1, n], out[2, n] = document[j], start[j], rows.length[j]
                 n += 1
         offsets[i + 1] = n
-    return out[0], out[1], out[2], offsets
+    return Packed(out[0], out[1], out[2], offsets)
 
 
 @njit(nogil=True, cache=True)

@@ -68,7 +68,7 @@ class _Source:
 
     def numbered(self, dealt: Packed) -> Packed:
         """With the corpus' numbers of documents for the window's."""
-        return Packed(self.window.documents[dealt.document], dealt.start, dealt.length, dealt.offsets)
+        return dealt._replace(document=self.window.documents[dealt.document])
 
     def cross(self, seqlen: int, sequences: int, filled: int, limit: int, *, from_beginning: bool) -> Packed:
         """One batch over as many windows as it takes; `filled` tokens of its first sequence were served before.
@@ -155,12 +155,14 @@ def _whole_shapes(
     return (seqlen[:count][dealt], rows[:count][dealt], int(first[count])) if count else None
 
 
+def _pieces(parts: list[Packed]) -> list[np.ndarray]:
+    """Document, start and length of the pieces of all parts."""
+    return [np.concatenate([part[column] for part in (NOTHING, *parts)]) for column in range(3)]
+
+
 def _joined(parts: list[Packed], seqlen: int) -> Packed:
     """Pieces of parts that end within sequences of `seqlen` tokens, as sequences."""
-    document, start, length = (
-        np.concatenate([NOTHING.length, *(getattr(part, name) for part in parts)])
-        for name in ("document", "start", "length")
-    )
+    document, start, length = _pieces(parts)
     ends = np.cumsum(length)
     closing = ends % seqlen == 0
     closing[-1:] = True
@@ -169,9 +171,7 @@ def _joined(parts: list[Packed], seqlen: int) -> Packed:
 
 def _mixed(parts: list[Packed], key: int) -> Packed:
     """The rows of all parts in a random order."""
-    document, start, length = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("document", "start", "length")
-    )
+    document, start, length = _pieces(parts)
     counts = np.concatenate([np.diff(part.offsets) for part in parts])
     order = np.argsort(hashes(key, len(counts)), kind="stable")
     begins = (np.cumsum(counts) - counts)[order]

@@ -14,6 +14,8 @@ two items add up to a gap is 64 pairs an operation. Price: 40 ns a length in a r
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -25,136 +27,144 @@ CLOSING_PAIRS = 4096
 """Most pairs looked at to close a row: bounds a search at very long sequences."""
 
 
-@njit(nogil=True, cache=True)
-def fill_rows(lengths: np.ndarray, seqlen: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All passes over items of `lengths`; returns (entry [items], begin [groups + 1], used [groups]), int64.
+class Stock(NamedTuple):
+    """Items to be packed, by length. Those of a length that are left are order[after - left : after]."""
 
-    Group g holds entry[begin[g]:begin[g + 1]], used[g] tokens in all: a row, or exactly two, three or four while
-    fewer than `rows` are exactly full. Best fit's rows come last. An entry is item << 32 | length: with the
-    length at hand nothing is looked up at random.
+    order: np.ndarray
+    """int64 [items]: entries, the longest first. An entry is item << 32 | length: nothing is looked up at random."""
+    left: np.ndarray
+    """int64 [seqlen + 1]: how many items of each length are left."""
+    after: np.ndarray
+    """int64 [seqlen + 1]: where those of each length end in `order`."""
+
+
+class Groups(NamedTuple):
+    """Groups of items, or room for them: a row, or several rows that are exactly full together."""
+
+    entry: np.ndarray
+    """int64 [items]: as in `Stock`; group g holds entry[begin[g]:begin[g + 1]]."""
+    begin: np.ndarray
+    """int64 [groups + 1]"""
+    used: np.ndarray
+    """int64 [groups]: tokens of each."""
+
+
+class _Search(NamedTuple):
+    """What a search for items of `total` tokens goes by."""
+
+    left: np.ndarray
+    """See `Stock`."""
+    present: np.ndarray
+    """uint64 [words]: bit n is set where some of length n are left; a word of zeros follows, for `word_from`."""
+    mirrored: np.ndarray
+    """The same set with bit total - n for n."""
+    total: int
+
+
+@njit(nogil=True, cache=True)
+def fill_rows(lengths: np.ndarray, seqlen: int, rows: int) -> Groups:
+    """All passes over items of `lengths`, int64 [items]; an item of no tokens is in no group.
+
+    A group is a row, or exactly two, three or four while fewer than `rows` are exactly full. Best fit's come last.
     """
-    order = np.empty_like(lengths)
-    count, after = longest_first(lengths, seqlen, order)
-    entry, begin, used = room_for(len(lengths))
-    groups = _close(order, count, after, seqlen, entry, begin, used, 0)
-    groups = fill_rest(order, count, after, seqlen, rows - groups, entry, begin, used, groups)
-    return entry, begin[: groups + 1], used[:groups]
+    stock = longest_first(lengths, seqlen)
+    groups = room_for(len(lengths))
+    made = _close(stock, seqlen, groups, 0)
+    made = fill_rest(stock, seqlen, rows - made, groups, made)
+    return Groups(groups.entry, groups.begin[: made + 1], groups.used[:made])
 
 
 @njit(nogil=True, cache=True)
-def fill_rest(
-    order: np.ndarray,
-    count: np.ndarray,
-    after: np.ndarray,
-    seqlen: int,
-    rows: int,
-    entry: np.ndarray,
-    begin: np.ndarray,
-    used: np.ndarray,
-    groups: int,
-) -> int:
+def fill_rest(stock: Stock, seqlen: int, rows: int, groups: Groups, made: int) -> int:
     """What is left when no row is exactly full any more: several at once, until `rows` are, then best fit.
 
-    Appends to `entry`, `begin`, `used` and returns the groups then.
+    Appends to the groups `made` so far and returns how many there are then.
     """
     for wide in range(2, ROWS_AT_ONCE + 1):
         if rows > 0:
-            before = groups
-            groups = _close(order, count, after, wide * seqlen, entry, begin, used, groups)
-            rows -= wide * (groups - before)
-    return int(best_fit(order, count, after, seqlen, entry, begin, used, groups))
+            before = made
+            made = _close(stock, wide * seqlen, groups, made)
+            rows -= wide * (made - before)
+    return int(best_fit(stock, seqlen, groups, made))
 
 
 @njit(nogil=True, cache=True)
-def room_for(items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(entry, begin, used) for the groups of so many items."""
+def room_for(items: int) -> Groups:
+    """Room for the groups of so many items."""
     begin = np.empty(items + 1, dtype=np.int64)
     begin[0] = 0
-    return np.empty(items, dtype=np.int64), begin, np.empty(items, dtype=np.int64)
+    return Groups(np.empty(items, dtype=np.int64), begin, np.empty(items, dtype=np.int64))
 
 
 @njit(nogil=True, cache=True)
-def _close(
-    order: np.ndarray,
-    count: np.ndarray,
-    after: np.ndarray,
-    total: int,
-    entry: np.ndarray,
-    begin: np.ndarray,
-    used: np.ndarray,
-    groups: int,
-) -> int:
-    """Groups of exactly `total` tokens, appended to `entry`, `begin`, `used`; returns the groups then."""
-    n, first, cursor = begin[groups], 0, after - count
-    part, end, times = close_exactly(count, total)
+def _close(stock: Stock, total: int, groups: Groups, made: int) -> int:
+    """Append groups of exactly `total` tokens to the `made` so far; returns how many there are then."""
+    entry, begin, used = groups
+    n, first, cursor = begin[made], 0, stock.after - stock.left
+    part, end, times = close_exactly(stock.left, total)
     for recipe in range(len(end)):
         for _ in range(times[recipe]):
             for size in part[first : end[recipe]]:
-                entry[n] = order[cursor[size]]
+                entry[n] = stock.order[cursor[size]]
                 cursor[size] += 1
                 n += 1
-            used[groups] = total
-            groups += 1
-            begin[groups] = n
+            used[made] = total
+            made += 1
+            begin[made] = n
         first = end[recipe]
-    return groups
+    return made
 
 
 @njit(nogil=True, cache=True)
-def longest_first(lengths: np.ndarray, seqlen: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write entries to `order` by decreasing length; returns (how many of each length, where those end in it).
-
-    While items are taken, `count` says how many of a length are left: the last ones, order[after - count : after].
-    """
-    count = np.zeros(seqlen + 1, dtype=np.int64)
+def longest_first(lengths: np.ndarray, seqlen: int) -> Stock:
+    """Items of `lengths`, int64 [items], 0 to `seqlen` tokens each; those of none are left out."""
+    left = np.zeros(seqlen + 1, dtype=np.int64)
     for size in lengths:
-        count[size] += 1
-    count[0] = 0
+        left[size] += 1
+    left[0] = 0
+    order = np.empty_like(lengths)
     after = np.zeros(seqlen + 1, dtype=np.int64)
     cursor = np.zeros(seqlen + 1, dtype=np.int64)
     total = 0
     for size in range(seqlen, 0, -1):
         cursor[size] = total
-        total += count[size]
+        total += left[size]
         after[size] = total
     for i in range(len(lengths)):
         if lengths[i] > 0:
             order[cursor[lengths[i]]] = i << 32 | lengths[i]
             cursor[lengths[i]] += 1
-    return count, after
+    return Stock(order, left, after)
 
 
 @njit(nogil=True, cache=True)
-def close_exactly(count: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups of items that make up exactly `total` tokens, a row or several, as recipes. Takes them from `count`.
+def close_exactly(left: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups of items that make up exactly `total` tokens, a row or several, as recipes. Takes them from `left`.
 
     Recipe r makes times[r] groups of the lengths part[end[r - 1]:end[r]]; returns (part, end, times), int64. A group
     begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it takes
     the longest item that fits; where none does, its first item and all others of that length are set aside.
     """
-    longest = len(count) - 1
-    present = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `size`: some are left; 0s beyond for `word_from`
-    mirrored = np.zeros(total // 64 + 4, dtype=np.uint64)  # bit `total - size`: the same
+    longest, words = len(left) - 1, total // 64 + 4
+    search = _Search(left, np.zeros(words, dtype=np.uint64), np.zeros(words, dtype=np.uint64), total)
     for size in range(1, longest + 1):
-        if count[size] > 0:
-            flip(present, size)
-            flip(mirrored, total - size)
+        if left[size] > 0:
+            _flip(search, size)
     chosen = np.empty(total, dtype=np.int64)
     taken = np.zeros(longest + 1, dtype=np.int64)  # by one group, of each length
-    part, end, times = np.empty((3, count.sum()), dtype=np.int64)
+    part, end, times = np.empty((3, left.sum()), dtype=np.int64)
     n = recipes = 0
     aside = longest + 1  # the shortest length set aside
     for size in range(longest, 0, -1):
-        while count[size] > 0:
-            parts, closed = _choose(count, taken, present, mirrored, size, aside, total, chosen)
+        while left[size] > 0:
+            parts, closed = _choose(search, taken, size, aside, chosen)
             most = len(part)
             for one in chosen[:parts]:  # give back; the same parts make as many groups as the scarcest allows
                 if taken[one] > 0:
-                    if count[one] == 0:
-                        flip(present, one)
-                        flip(mirrored, total - one)
-                    count[one] += taken[one]
-                    most = min(most, count[one] // taken[one])
+                    if left[one] == 0:
+                        _flip(search, one)
+                    left[one] += taken[one]
+                    most = min(most, left[one] // taken[one])
                     taken[one] = 0
             if not closed:
                 aside = size
@@ -162,32 +172,29 @@ def close_exactly(count: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray
             for one in chosen[:parts]:
                 part[n] = one
                 n += 1
-                count[one] -= most
+                left[one] -= most
             for one in chosen[:parts]:
-                if count[one] == 0 and has(present, one):
-                    flip(present, one)
-                    flip(mirrored, total - one)
+                if left[one] == 0 and has(search.present, one):
+                    _flip(search, one)
             end[recipes], times[recipes] = n, most
             recipes += 1
     return part[:n], end[:recipes], times[:recipes]
 
 
 @njit(nogil=True, cache=True)
-def _choose(
-    count: np.ndarray,
-    taken: np.ndarray,
-    present: np.ndarray,
-    mirrored: np.ndarray,
-    first: int,
-    aside: int,
-    total: int,
-    chosen: np.ndarray,
-) -> tuple[int, bool]:
-    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to `total`).
+def _flip(search: _Search, size: int) -> None:
+    """Some of this length are left now and none were, or the other way round."""
+    flip(search.present, size)
+    flip(search.mirrored, search.total - size)
+
+
+@njit(nogil=True, cache=True)
+def _choose(search: _Search, taken: np.ndarray, first: int, aside: int, chosen: np.ndarray) -> tuple[int, bool]:
+    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to the total).
 
     Of lengths between `first` and `aside` none are left.
     """
-    parts, gap = 0, total
+    left, parts, gap = search.left, 0, search.total
     one, two = first, 0
     while one > 0:
         for part in (one, two):
@@ -195,63 +202,51 @@ def _choose(
                 chosen[parts] = part
                 parts += 1
                 gap -= part
-                count[part] -= 1
+                left[part] -= 1
                 taken[part] += 1
-                if count[part] == 0:
-                    flip(present, part)
-                    flip(mirrored, total - part)
+                if left[part] == 0:
+                    _flip(search, part)
         if gap == 0:
             return parts, True
         one, two = gap, 0
         longest = min(first, gap - 1) if gap <= aside else gap - 1
-        if gap >= len(count) or count[gap] == 0:
-            one, two = _pair(count, present, mirrored, gap, longest, total)
+        if gap >= len(left) or left[gap] == 0:
+            one, two = _pair(search, gap, longest)
         if one == 0:
-            one = highest_up_to(present, longest)
+            one = highest_up_to(search.present, longest)
     return parts, False
 
 
 @njit(nogil=True, cache=True)
-def _pair(
-    count: np.ndarray, present: np.ndarray, mirrored: np.ndarray, gap: int, longest: int, total: int
-) -> tuple[int, int]:
+def _pair(search: _Search, gap: int, longest: int) -> tuple[int, int]:
     """The most unequal two lengths left, up to `longest`, that add up to `gap`; (0, 0) where there are none."""
     limit = min(gap // 2, CLOSING_PAIRS)
     for word in range((gap - longest) // 64, limit // 64 + 1):
         # Bit `two` of the first: `two` is left. Bit `two` of the second: `gap - two` is left.
-        both = present[word] & word_from(mirrored, total - gap + 64 * word)
+        both = search.present[word] & word_from(search.mirrored, search.total - gap + 64 * word)
         if both != 0:
             two = 64 * word + lowest(both)
             one = gap - two
-            if two > limit or (one == two and count[one] < 2):
+            if two > limit or (one == two and search.left[one] < 2):
                 break
             return one, two
     return 0, 0
 
 
 @njit(nogil=True, cache=True)
-def best_fit(
-    order: np.ndarray,
-    count: np.ndarray,
-    after: np.ndarray,
-    seqlen: int,
-    entry: np.ndarray,
-    begin: np.ndarray,
-    used: np.ndarray,
-    rows: int,
-) -> int:
-    """Best-fit decreasing of what `count` left over; appends to `entry`, `begin`, `used` and returns the rows then.
+def best_fit(stock: Stock, seqlen: int, groups: Groups, made: int) -> int:
+    """Best-fit decreasing of what is left; appends rows to the groups `made` so far, returns how many there are then.
 
     Longest item first (equal ones in the order given), into the row with the least free space that takes it, the one
     that was last changed among equals; a new row where none does.
     """
-    first_row, n = rows, 0
-    row_of = np.empty(count.sum(), dtype=np.int64)
+    used, rows, n = groups.used, made, 0
+    row_of = np.empty(stock.left.sum(), dtype=np.int64)
     below = np.empty(len(row_of), dtype=np.int64)  # rows of equal free space form a stack
     top = np.full(seqlen + 1, -1, dtype=np.int64)
     occupied = np.zeros(seqlen // 64 + 1, dtype=np.uint64)  # bit `free`: some row has this much free space
     for size in range(seqlen, 0, -1):
-        left = count[size]
+        left = stock.left[size]
         while left > 0:
             free = lowest_from(occupied, size)
             if free < 0:
@@ -259,8 +254,8 @@ def best_fit(
                 rows += 1
                 used[row] = 0
             else:
-                row = top[free] + first_row
-                top[free] = below[row - first_row]
+                row = top[free] + made
+                top[free] = below[row - made]
                 if top[free] < 0:
                     flip(occupied, free)
             fitting = min(left, free // size)  # while another fits, no row has less free space that takes it
@@ -272,35 +267,27 @@ def best_fit(
             if free > 0:
                 if top[free] < 0:
                     flip(occupied, free)
-                below[row - first_row] = top[free]
-                top[free] = row - first_row
-    _append_rows(order, count, after, row_of, first_row, rows, entry, begin)
+                below[row - made] = top[free]
+                top[free] = row - made
+    _append_rows(stock, row_of, groups, made, rows)
     return rows
 
 
 @njit(nogil=True, cache=True)
-def _append_rows(
-    order: np.ndarray,
-    count: np.ndarray,
-    after: np.ndarray,
-    row_of: np.ndarray,
-    first_row: int,
-    rows: int,
-    entry: np.ndarray,
-    begin: np.ndarray,
-) -> None:
-    """Write what is left, longest first and in rows `row_of`, to `entry` and `begin`: a counting sort."""
-    cursor = np.zeros(rows - first_row + 1, dtype=np.int64)
+def _append_rows(stock: Stock, row_of: np.ndarray, groups: Groups, made: int, rows: int) -> None:
+    """Write what is left, longest first and in rows `row_of` from `made` to `rows`: a counting sort."""
+    entry, begin, _ = groups
+    cursor = np.zeros(rows - made + 1, dtype=np.int64)
     for row in row_of:
-        cursor[row - first_row + 1] += 1
-    cursor[0] = begin[first_row]
-    for row in range(first_row, rows):
-        cursor[row - first_row + 1] += cursor[row - first_row]
-        begin[row + 1] = cursor[row - first_row + 1]
+        cursor[row - made + 1] += 1
+    cursor[0] = begin[made]
+    for row in range(made, rows):
+        cursor[row - made + 1] += cursor[row - made]
+        begin[row + 1] = cursor[row - made + 1]
     n = 0
-    for size in range(len(count) - 1, 0, -1):
-        for at in range(after[size] - count[size], after[size]):
-            row = row_of[n] - first_row
-            entry[cursor[row]] = order[at]
+    for size in range(len(stock.left) - 1, 0, -1):
+        for at in range(stock.after[size] - stock.left[size], stock.after[size]):
+            row = row_of[n] - made
+            entry[cursor[row]] = stock.order[at]
             cursor[row] += 1
             n += 1

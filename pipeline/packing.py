@@ -16,13 +16,13 @@ Price: 5-15 ns a piece and 45 bytes on one core.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from pipeline.errors import ConfigError
-from pipeline.fitting import close_exactly, fill_rest, fill_rows, room_for
+from pipeline.fitting import Groups, Stock, close_exactly, fill_rest, fill_rows, room_for
 
 NO_TARGET = -100
 """The label of a position without a target, as in torch and Hugging Face."""
@@ -30,8 +30,7 @@ DOCUMENTS_PER_ROW = 1000
 """Closing several rows at once goes on while more rows are open than one per this many documents."""
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """Sequences as runs of pieces: sequence i holds pieces offsets[i] to offsets[i + 1] - 1."""
 
     document: np.ndarray
@@ -91,14 +90,14 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
         raise ConfigError(
             "a document needs at least one token", found=f"lengths[{at}] = {lengths[at]}", allowed=">= 1"
         )
-    count = np.zeros(seqlen + 1, dtype=np.int64)
-    whole, left = _count_rests(lengths, seqlen, count)
     # Memory from numpy is in huge pages where it is large; page faults would take as long as the packing.
     order = np.empty(len(lengths), dtype=np.int64)
-    most = whole + len(lengths) - int(count[0]) + left // seqlen + 1
+    stock = Stock(order, *np.zeros((2, seqlen + 1), dtype=np.int64))
+    whole, rest = _count_rests(lengths, seqlen, stock.left)
+    most = whole + len(lengths) - int(stock.left[0]) + rest // seqlen + 1
     document, start, length = np.empty((3, most), dtype=np.int64)
-    offsets = np.empty(whole - (-left // seqlen) + 1, dtype=np.int64)
-    pieces = _pack(lengths, seqlen, count, whole, left // seqlen, order, document, start, length, offsets)
+    offsets = np.empty(whole - (-rest // seqlen) + 1, dtype=np.int64)
+    pieces = _pack(lengths, seqlen, stock, whole, rest // seqlen, Packed(document, start, length, offsets))
     return Packed(document[:pieces], start[:pieces], length[:pieces], offsets)
 
 
@@ -111,84 +110,69 @@ def _whole_sequences(length: int, seqlen: int, inverse: float) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _count_rests(lengths: np.ndarray, seqlen: int, count: np.ndarray) -> tuple[int, int]:
-    """Count in `count` what full sequences leave of documents, by tokens; returns (those sequences, tokens left)."""
+def _count_rests(lengths: np.ndarray, seqlen: int, left: np.ndarray) -> tuple[int, int]:
+    """Count in `left` what full sequences leave of documents, by tokens; returns (those sequences, tokens left)."""
     inverse = 1.0 / seqlen
-    whole = left = 0
-    for tokens in lengths:
-        full = _whole_sequences(tokens, seqlen, inverse)
-        rest = tokens - full * seqlen
-        count[rest] += 1
+    whole = tokens = 0
+    for length in lengths:
+        full = _whole_sequences(length, seqlen, inverse)
+        rest = length - full * seqlen
+        left[rest] += 1
         whole += full
-        left += rest
-    return whole, left
+        tokens += rest
+    return whole, tokens
 
 
 @njit(nogil=True, cache=True)
-def _pack(
-    lengths: np.ndarray,
-    seqlen: int,
-    count: np.ndarray,
-    whole: int,
-    rows: int,
-    order: np.ndarray,
-    document: np.ndarray,
-    start: np.ndarray,
-    length: np.ndarray,
-    offsets: np.ndarray,
-) -> int:
+def _pack(lengths: np.ndarray, seqlen: int, stock: Stock, whole: int, rows: int, out: Packed) -> int:
     """Write `whole` sequences of one document each, then `rows` of what is left and the last; returns the pieces.
 
-    `count` is as `_count_rests` left it; pieces have room for one more.
+    `stock.left` is as `_count_rests` left it; `out` has room for one piece more.
     """
-    after = _write_whole(lengths, seqlen, count, order, document, start, length, offsets)
-    count[0] = 0
-    cursor = after - count
-    part, end, times = close_exactly(count, seqlen)
+    document, start, length, offsets = out
+    _write_whole(lengths, seqlen, stock, out)
+    stock.left[0] = 0
+    cursor = stock.after - stock.left
+    part, end, times = close_exactly(stock.left, seqlen)
     p, row, first = whole, whole, 0
     offsets[row] = p
     for recipe in range(len(end)):
         for _ in range(times[recipe]):
             for tokens in part[first : end[recipe]]:
-                item = order[cursor[tokens]]
+                item = stock.order[cursor[tokens]]
                 cursor[tokens] += 1
                 document[p], start[p], length[p] = item >> 32, (item & 0xFFFFFFFF) * seqlen, tokens
                 p += 1
             row += 1
             offsets[row] = p
         first = end[recipe]
-    entry, begin, used = room_for(count.sum())
+    groups = room_for(stock.left.sum())
     enough = whole + rows - row - len(lengths) // DOCUMENTS_PER_ROW
-    used = used[: fill_rest(order, count, after, seqlen, enough, entry, begin, used, 0)]
+    used = groups.used[: fill_rest(stock, seqlen, enough, groups, 0)]
+    entry = groups.entry
     for i in range(len(entry)):
         d = entry[i] >> 32
         entry[i] = d << 32 | lengths[d] - (entry[i] & 0xFFFFFFFF) * seqlen
+    groups = Groups(entry, groups.begin, used)
     ranked = _fullest_first(used, seqlen, np.arange(len(used)))
-    tail = (document[p:], start[p:], length[p:], offsets[row:])
-    pieces = p + _write_rows(lengths, lengths, seqlen, whole + rows - row, entry, begin, used, ranked, *tail)
+    rest = Packed(document[p:], start[p:], length[p:], offsets[row:])
+    pieces = p + _write_rows(lengths, lengths, seqlen, whole + rows - row, groups, ranked, rest)
     offsets[-1] = pieces  # less than a row is left over: the last sequence
     return int(pieces)
 
 
 @njit(nogil=True, cache=True)
-def _write_whole(
-    lengths: np.ndarray,
-    seqlen: int,
-    count: np.ndarray,
-    order: np.ndarray,
-    document: np.ndarray,
-    start: np.ndarray,
-    length: np.ndarray,
-    offsets: np.ndarray,
-) -> np.ndarray:
-    """Write the sequences that documents fill alone, and what each leaves to `order`, the longest first.
+def _write_whole(lengths: np.ndarray, seqlen: int, stock: Stock, out: Packed) -> None:
+    """Write the sequences that documents fill alone, and what each leaves to `stock`, whose `left` is known.
 
-    An entry of `order` is document << 32 | its sequences; returns where those of each length end.
+    An entry of `stock.order` is here document << 32 | its sequences.
     """
-    after, total = np.empty_like(count), 0
+    order, left, after = stock
+    document, start, length, offsets = out
+    total = 0
     for size in range(seqlen, -1, -1):
         after[size] = total
-        total += count[size]
+        total += left[size]
     inverse, p = 1.0 / seqlen, 0
     for d in range(len(lengths)):
         full = _whole_sequences(lengths[d], seqlen, inverse)
@@ -200,13 +184,10 @@ def _write_whole(
         for sequence in range(1, full):
             document[p], start[p], length[p], offsets[p] = d, sequence * seqlen, seqlen, p
             p += 1
-    return after
 
 
 @njit(nogil=True, cache=True)
-def place(
-    lengths: np.ndarray, seqlen: int, rows: int, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def place(lengths: np.ndarray, seqlen: int, rows: int, sizes: np.ndarray) -> Packed:
     """Pieces for `rows` rows of `seqlen` out of items of 1..seqlen tokens; the fullest rows are kept.
 
     An item is of a document of sizes[item] tokens: where a cut between rows may be in any of several, one that is a
@@ -215,23 +196,21 @@ def place(
     Among equally full rows the one with the earliest item comes first, so that nothing waits for ever. Within a row
     items come as they are numbered, not the longest first.
 
-    Returns (item, start, length, row), int64 [pieces], ordered by row, the leftovers (row -1) last; `start` counts
-    within the item. All rows are full if the items hold at least rows * seqlen tokens; else the last ones are not.
+    Returns `rows` rows with items as documents, and after their pieces, from offsets[rows] on, the leftovers. All
+    rows are full if the items hold at least rows * seqlen tokens; else the last ones are not.
     """
-    entry, begin, used = fill_rows(lengths, seqlen, rows)
-    ranked = _fullest_first(used, seqlen, _earliest_first(entry, begin, len(lengths)))
+    groups = fill_rows(lengths, seqlen, rows)
+    ranked = _fullest_first(groups.used, seqlen, _earliest_first(groups, len(lengths)))
     item = np.empty(len(lengths) + rows, dtype=np.int64)
-    start, length, offsets = np.empty_like(item), np.empty_like(item), np.zeros(rows + 1, dtype=np.int64)
-    pieces = _write_rows(lengths, sizes, seqlen, rows, entry, begin, used, ranked, item, start, length, offsets)
-    row = np.full(pieces, -1, dtype=np.int64)
-    for r in range(rows):
-        row[offsets[r] : offsets[r + 1]] = r
-    return item[:pieces], start[:pieces], length[:pieces], row
+    out = Packed(item, np.empty_like(item), np.empty_like(item), np.zeros(rows + 1, dtype=np.int64))
+    pieces = _write_rows(lengths, sizes, seqlen, rows, groups, ranked, out)
+    return Packed(item[:pieces], out.start[:pieces], out.length[:pieces], out.offsets)
 
 
 @njit(nogil=True, cache=True)
-def _earliest_first(entry: np.ndarray, begin: np.ndarray, items: int) -> np.ndarray:
+def _earliest_first(groups: Groups, items: int) -> np.ndarray:
     """Rows by their earliest item; sorts the items of each row, in place."""
+    entry, begin, _ = groups
     opens = np.full(items, -1, dtype=np.int64)  # the row that begins with this item
     for r in range(len(begin) - 1):
         _sort(entry[begin[r] : begin[r + 1]])
@@ -300,20 +279,16 @@ def _write_rows(
     sizes: np.ndarray,
     seqlen: int,
     rows: int,
-    entry: np.ndarray,
-    begin: np.ndarray,
-    used: np.ndarray,
+    groups: Groups,
     ranked: np.ndarray,
-    item: np.ndarray,
-    start: np.ndarray,
-    length: np.ndarray,
-    offsets: np.ndarray,
+    out: Packed,
 ) -> int:
     """Write `rows` rows as pieces, the first of `ranked`, and fill their gaps from the others; returns the pieces.
 
     offsets[r + 1] is set to offsets[0] + the pieces up to row r; what is left over of the others comes after them.
     `start` is such that an item ends at `ends`. `sizes`: see `place`.
     """
+    (entry, begin, used), (item, start, length, offsets) = groups, out
     kept, room = 0, rows * seqlen
     while kept < len(ranked) and room >= max(used[ranked[kept]], seqlen):
         room -= max(used[ranked[kept]], seqlen)

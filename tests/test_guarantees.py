@@ -78,7 +78,7 @@ def test_2_no_padding_but_in_the_last_batch_of_the_data(order):
     assert targets == min(schedule.tokens_before(schedule.total_steps), most)
     if len(batches) > 1:
         with pytest.raises(AssertionError):
-            check_full(schedule, [replace(batches[0], length=batches[0].length - 1), *batches[1:]])
+            check_full(schedule, [batches[0]._replace(length=batches[0].length - 1), *batches[1:]])
 
 
 def excess_cuts(lengths, seqlen, document):
@@ -286,7 +286,7 @@ def test_8_a_batch_names_the_documents_and_positions_in_it(store, schedule, wind
     for batch in batches:
         check(batch, batch.pieces)
     with pytest.raises(AssertionError):
-        check(batches[0], replace(batches[0].pieces, start=batches[0].pieces.start + 1))
+        check(batches[0], batches[0].pieces._replace(start=batches[0].pieces.start + 1))
     # Without serving anything before it, and without the loader.
     _, packed = next(plan_steps(loader.order, len(batches) // 2))
     check(batches[len(batches) // 2], packed)
