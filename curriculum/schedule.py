@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
+from curriculum.keywords import Adaptive, Constant, Decomposition, Ramp, Root, Run, SkyLadder, Staged, Table
 from curriculum.phases import SEQLEN, Phase, Phases
 from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of, tables_of
 from pipeline.errors import ConfigError, RunError
@@ -26,6 +27,7 @@ from pipeline.errors import ConfigError, RunError
 class Schedule:
     """Immutable; made by `linear`, `root`, ... or from the tables of a run's TOML by `from_settings`.
 
+    Constructors take as keywords what the TOML has, see `curriculum.keywords`.
     One of `total_tokens` and `epochs` is set. A schedule in epochs knows its end only after `resolve`.
     """
 
@@ -46,136 +48,61 @@ class Schedule:
     """{"curriculum": ..., "batch": ...} as in TOML, which it was made from; None where it was changed at a step."""
 
     @classmethod
-    def linear(
-        cls,
-        *,
-        seqlen_start: int,
-        seqlen_end: int,
-        duration_steps: int | None = None,
-        duration_tokens: int | None = None,
-        seqlen_multiple: int = 8,
-        **run: Any,
-    ) -> Schedule:
-        """Sequence Length Warmup. `run`: see `from_settings`."""
-        return cls._made("linear", locals(), run)
+    def constant(cls, **keywords: Unpack[Constant]) -> Schedule:
+        """One length throughout: the baseline."""
+        return cls._made("constant", keywords)
 
     @classmethod
-    def root(
-        cls,
-        *,
-        seqlen_start: int,
-        seqlen_end: int,
-        duration_steps: int | None = None,
-        duration_tokens: int | None = None,
-        seqlen_multiple: int = 8,
-        degree: int = 2,
-        **run: Any,
-    ) -> Schedule:
-        """Growth as progress**(1/degree). `run`: see `from_settings`."""
-        return cls._made("root", locals(), run)
+    def linear(cls, **keywords: Unpack[Ramp]) -> Schedule:
+        """Sequence Length Warmup."""
+        return cls._made("linear", keywords)
 
     @classmethod
-    def sine(
-        cls,
-        *,
-        seqlen_start: int,
-        seqlen_end: int,
-        duration_steps: int | None = None,
-        duration_tokens: int | None = None,
-        seqlen_multiple: int = 8,
-        **run: Any,
-    ) -> Schedule:
-        """Growth as a quarter of a sine. `run`: see `from_settings`."""
-        return cls._made("sine", locals(), run)
+    def root(cls, **keywords: Unpack[Root]) -> Schedule:
+        """Growth as progress**(1/degree)."""
+        return cls._made("root", keywords)
 
     @classmethod
-    def exponential(
-        cls,
-        *,
-        seqlen_start: int,
-        seqlen_end: int,
-        duration_steps: int | None = None,
-        duration_tokens: int | None = None,
-        seqlen_multiple: int = 8,
-        **run: Any,
-    ) -> Schedule:
-        """Growth by equal factors in equal times. `run`: see `from_settings`."""
-        return cls._made("exponential", locals(), run)
+    def sine(cls, **keywords: Unpack[Ramp]) -> Schedule:
+        """Growth as a quarter of a sine."""
+        return cls._made("sine", keywords)
 
     @classmethod
-    def constant(cls, *, seqlen: int, **run: Any) -> Schedule:
-        """One length throughout: the baseline. `run`: see `from_settings`."""
-        return cls._made("constant", locals(), run)
+    def exponential(cls, **keywords: Unpack[Ramp]) -> Schedule:
+        """Growth by equal factors in equal times."""
+        return cls._made("exponential", keywords)
 
     @classmethod
-    def staged(
-        cls,
-        *,
-        seqlens: list[int],
-        boundaries: list[int] | None = None,
-        boundaries_tokens: list[int] | None = None,
-        **run: Any,
-    ) -> Schedule:
-        """Lengths that change at given steps, or at given numbers of tokens seen. `run`: see `from_settings`."""
-        return cls._made("staged", locals(), run)
+    def staged(cls, **keywords: Unpack[Staged]) -> Schedule:
+        """Lengths that change at given steps, or at given numbers of tokens seen."""
+        return cls._made("staged", keywords)
 
     @classmethod
-    def table(cls, *, table: list[list[int]], table_unit: str = "steps", **run: Any) -> Schedule:
-        """Rows of (step or tokens seen, seqlen). `run`: see `from_settings`."""
-        return cls._made("table", locals(), run)
+    def table(cls, **keywords: Unpack[Table]) -> Schedule:
+        """Rows of (step or tokens seen, seqlen)."""
+        return cls._made("table", keywords)
 
     @classmethod
-    def skyladder(
-        cls,
-        *,
-        seqlen: int,
-        attention_window_start: int = 32,
-        attention_window_end: int | None = None,
-        attention_window_shape: str = "linear",
-        attention_window_rate: str | float | None = None,
-        attention_window_multiple: int = 1,
-        duration_steps: int | None = None,
-        duration_tokens: int | None = None,
-        **run: Any,
-    ) -> Schedule:
-        """Whole rows, attention windows that grow: see `curriculum.skyladder`. `run`: see `from_settings`."""
-        return cls._made("skyladder", locals(), run)
+    def skyladder(cls, **keywords: Unpack[SkyLadder]) -> Schedule:
+        """Whole rows, attention windows that grow: see `curriculum.skyladder`."""
+        return cls._made("skyladder", keywords)
 
     @classmethod
-    def buckets(
-        cls,
-        *,
-        seqlen_start: int,
-        seqlen_end: int,
-        odds: str | list[int] = "grow-p2",
-        cycles: int = 8,
-        order_seed: int = 1,
-        carry: bool = False,
-        **run: Any,
-    ) -> Schedule:
-        """Dataset Decomposition, see `curriculum.buckets`; no steps before `resolve`. `run`: see `from_settings`."""
-        return cls._made("buckets", locals(), run)
+    def buckets(cls, **keywords: Unpack[Decomposition]) -> Schedule:
+        """Dataset Decomposition, see `curriculum.buckets`; no steps before `resolve`."""
+        return cls._made("buckets", keywords)
 
     @classmethod
-    def adaptive(
-        cls,
-        *,
-        seqlen_start: int,
-        seqlen_end: int,
-        seqlen_multiple: int = 8,
-        tolerance: float = 1.3,
-        patience: int = 3,
-        **run: Any,
-    ) -> Schedule:
-        """Longer by a notch whenever validation is calm, see `curriculum.adaptive`. `run`: see `from_settings`.
+    def adaptive(cls, **keywords: Unpack[Adaptive]) -> Schedule:
+        """Longer by a notch whenever validation is calm, see `curriculum.adaptive`.
 
         It stays at `seqlen_start` until whoever validates says `loader.change_schedule(schedule.raised_to(seqlen))`.
         """
-        return cls._made("adaptive", locals(), run)
+        return cls._made("adaptive", keywords)
 
     @classmethod
-    def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Any) -> Schedule:
-        """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on. `run`: see `from_settings`.
+    def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Unpack[Run]) -> Schedule:
+        """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on.
 
         It is called here and written down as a table: the schedule is data, whatever the function reads.
         """
@@ -204,14 +131,14 @@ class Schedule:
         full length, `dealing = "truncate"` for rows cut out of full-length ones as the SLW paper did it,
         `first_piece` ("random" or "beginning": where documents are first read) and `attention_window_positions`
         ("kept" or "restart"). `batch`: exactly one of `global_batch_sequences` and `global_batch_tokens`, over all
-        ranks. Exactly one of `total_tokens` and `epochs`. The constructors take all of these as keywords.
+        ranks. Exactly one of `total_tokens` and `epochs`.
         """
         run = {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
         return cls(**build(curriculum, batch, run))
 
     @classmethod
-    def from_deepspeed(cls, config: dict[str, Any] | str | Path, **run: Any) -> Schedule:
-        """The seqlen curriculum of a DeepSpeed config, value for value. `run`: see `from_settings`.
+    def from_deepspeed(cls, config: dict[str, Any] | str | Path, **run: Unpack[Run]) -> Schedule:
+        """The seqlen curriculum of a DeepSpeed config, value for value.
 
         `global_batch_sequences` is the config's `train_batch_size` where it is not given. Raises ConfigError for what
         DeepSpeed itself does wrong, see `curriculum.deepspeed`.
@@ -219,14 +146,14 @@ class Schedule:
         from curriculum.deepspeed import translate
 
         curriculum, batch = translate(config)
-        if not any(key in run for key in BATCH_KEYS):
-            run |= batch
-        return cls._made(curriculum.pop("pacing"), curriculum, run)
+        if any(key in run for key in BATCH_KEYS):
+            batch = {}
+        return cls._made(curriculum.pop("pacing"), {**curriculum, **batch, **run})
 
     @classmethod
-    def _made(cls, name: str, parameters: dict[str, Any], run: dict[str, Any]) -> Schedule:
-        """From the local variables of a constructor."""
-        curriculum, batch, end = tables_of(name, parameters, run)
+    def _made(cls, name: str, keywords: Mapping[str, Any]) -> Schedule:
+        """Of the pacing called `name`."""
+        curriculum, batch, end = tables_of(name, keywords)
         return cls.from_settings(curriculum, batch, **end)
 
     def resolve(self, store_tokens: int, bucket_sequences: list[int] | None = None) -> Schedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from curriculum import pacing as ramps
@@ -22,9 +22,8 @@ SEQLEN_NOW = "seqlen_now"
 SEQUENCES = "bucket_sequences"
 """The setting that holds a store's sequences of each bucket, shortest first: added by `Schedule.resolve`."""
 PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyladder}
-"""Pacing functions by their names in TOML."""
-
-
+MAKERS: dict[str, Callable[..., Any]] = {**PACINGS, "buckets": Buckets, "adaptive": Notches}
+"""By the names of pacings in TOML, what takes their parameters."""
 RUN_KEYS = ("total_tokens", "epochs", "max_epochs")
 BATCH_KEYS = ("global_batch_sequences", "global_batch_tokens")
 COMMON_KEYS = ("control", "dealing", "first_piece", "attention_window_positions")
@@ -42,22 +41,22 @@ DEALINGS = {"pack": "dealing", "truncate": "truncate"}
 """`dealing` in [curriculum] -> the planner."""
 
 
-def tables_of(name: str, parameters: dict[str, Any], run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """([curriculum], [batch], the end) of a constructor's local variables `parameters`, with `run` among them.
+def tables_of(name: str, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """([curriculum], [batch], the end) of the keywords of a constructor, with the defaults of what is not given.
 
-    Raises ConfigError for a keyword in `run` that is none.
+    Raises ConfigError for a keyword that it does not have.
     """
-    own = {key: value for key, value in parameters.items() if key not in ("cls", "run")}
-    unknown = run.keys() - {*RUN_KEYS, *BATCH_KEYS, *COMMON_KEYS}
+    own = {key: keywords.get(key, parameter.default) for key, parameter in parameters_of(name).items()}
+    unknown = keywords.keys() - {*own, *RUN_KEYS, *BATCH_KEYS, *COMMON_KEYS}
     if unknown:
         raise ConfigError(
             f"Schedule.{name} knows no such keyword",
             found=", ".join(f"{key} not used" for key in sorted(unknown)),
             allowed=", ".join([*own, *RUN_KEYS, *BATCH_KEYS, *COMMON_KEYS]),
         )
-    given = {key: value for key, value in own.items() if value is not None}
+    given = {key: value for key, value in own.items() if value is not None and value is not inspect.Parameter.empty}
     common, batch, end = (
-        {key: run[key] for key in keys if key in run} for keys in (COMMON_KEYS, BATCH_KEYS, RUN_KEYS)
+        {key: keywords[key] for key in keys if key in keywords} for keys in (COMMON_KEYS, BATCH_KEYS, RUN_KEYS)
     )
     return {"pacing": name, **given, **common}, batch, end
 
@@ -81,7 +80,8 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
         made["seqlen_to_come"] = settings.get("seqlen_end")
         pacing = _adaptive(settings)
     else:
-        pacing = paced(name, settings)
+        check_fit(name, settings)
+        pacing = PACINGS[name](**settings)
     phases = lay_out(pacing, batch_size(pacing, **size))
     return {
         **made,
@@ -100,14 +100,21 @@ def notches_of(settings: dict[str, Any] | None) -> Notches | None:
     """When an adaptive schedule's length rises; None for any other."""
     if settings is None or settings["curriculum"].get("pacing") != "adaptive":
         return None
-    return Notches(**{k: v for k, v in settings["curriculum"].items() if k in inspect.signature(Notches).parameters})
+    known = parameters_of("adaptive")
+    return Notches(**{key: value for key, value in settings["curriculum"].items() if key in known})
 
 
-def paced(name: str, settings: dict[str, Any]) -> Pacing:
-    """The pacing `name` with its parameters; raises ConfigError for one that is unknown, missing or not used."""
-    if name not in PACINGS:
-        raise ConfigError("unknown pacing", found=name, allowed=", ".join([*PACINGS, "buckets", "adaptive"]))
-    parameters = inspect.signature(PACINGS[name]).parameters
+def parameters_of(name: str) -> dict[str, inspect.Parameter]:
+    """What the pacing `name` takes; raises ConfigError for one that is unknown."""
+    if name not in MAKERS:
+        raise ConfigError("unknown pacing", found=name, allowed=", ".join(MAKERS))
+    parameters = inspect.signature(MAKERS[name]).parameters
+    return {key: parameter for key, parameter in parameters.items() if key != "batch_tokens"}  # which is in [batch]
+
+
+def check_fit(name: str, settings: dict[str, Any]) -> None:
+    """Raise ConfigError where a parameter of the pacing `name` is missing, or one in `settings` is not used by it."""
+    parameters = parameters_of(name)
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
     surplus = [key for key in settings if key not in parameters]
     if missing or surplus:
@@ -116,7 +123,6 @@ def paced(name: str, settings: dict[str, Any]) -> Pacing:
             found=", ".join([f"{key} missing" for key in missing] + [f"{key} not used" for key in surplus]),
             allowed=", ".join(parameters),
         )
-    return PACINGS[name](**settings)
 
 
 def batch_size(pacing: Pacing, **size: int | None) -> Callable[[int], int]:
@@ -175,30 +181,21 @@ def _choice(settings: dict[str, Any], key: str, default: str | None, allowed: tu
 
 def _adaptive(settings: dict[str, Any]) -> Pacing:
     """The length that holds until a validation raises it."""
-    known = inspect.signature(Notches).parameters
-    wrong = [f"{key} missing" for key in ("seqlen_start", "seqlen_end") if key not in settings]
-    wrong += [f"{key} not used" for key in settings if key not in (*known, SEQLEN_NOW)]
-    if wrong:
-        found = ", ".join(wrong)
-        raise ConfigError("[curriculum] does not fit pacing 'adaptive'", found=found, allowed=", ".join(known))
     now = settings.pop(SEQLEN_NOW, None)
+    check_fit("adaptive", settings)
     return ramps.constant(seqlen=now or Notches(**settings).seqlen_start)
 
 
 def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: dict[str, Any]) -> Phases:
     """Known once the store is: its sequences in each bucket are added to the settings then."""
-    known = inspect.signature(Buckets).parameters.keys() - {"batch_tokens"} | {SEQUENCES}
-    wrong = [f"{key} missing" for key in ("seqlen_start", "seqlen_end") if key not in settings]
-    wrong += [f"{key} not used" for key in settings if key not in known]
-    if wrong:
-        allowed = ", ".join(sorted(known - {SEQUENCES}))
-        raise ConfigError("[curriculum] does not fit pacing 'buckets'", found=", ".join(wrong), allowed=allowed)
+    sequences = settings.pop(SEQUENCES, None)
+    check_fit("buckets", settings)
     if size["global_batch_tokens"] is None or size["global_batch_sequences"] is not None:
         raise ConfigError("buckets have as many tokens in every batch", allowed="global_batch_tokens alone")
-    buckets = buckets_of({"curriculum": settings, "batch": size})
-    if SEQUENCES not in settings:
+    buckets = Buckets(batch_tokens=size["global_batch_tokens"], **settings)
+    if sequences is None:
         return Phases.of(())
-    return buckets.phases(settings[SEQUENCES], end["epochs"] or end["max_epochs"], end["total_tokens"])
+    return buckets.phases(sequences, end["epochs"] or end["max_epochs"], end["total_tokens"])
 
 
 def as_toml(tables: dict[str, dict[str, Any]]) -> str:
