@@ -118,11 +118,10 @@ class Pieces:
 
     def take(self, bucket: int, first: int, count: int) -> Packed:
         """Sequences `first` to `first` + `count` - 1 of `bucket`, over all epochs."""
-        parts = []
+        parts, own = [], self.sequences[bucket]
         while count:
-            epoch, at = divmod(first, self.sequences[bucket]) if self.sequences[bucket] else (self.epochs, first)
-            if epoch >= self.epochs:
-                epoch, at = self.epochs, first - self.epochs * self.sequences[bucket]
+            epoch = min(first // own, self.epochs) if own else self.epochs
+            at = first - epoch * own
             pieces = self._pieces(bucket, epoch)[:, at : at + count]
             assert pieces.shape[1], "a bucket is asked for more than it holds"
             parts.append(pieces)

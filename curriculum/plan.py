@@ -83,7 +83,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Span:
+class Stretch:
     """A phase up to the next one or to the end of the run."""
 
     phase: Phase
@@ -100,18 +100,18 @@ class Span:
         return self.steps * self.phase.batch_tokens
 
 
-def spans(schedule: Schedule) -> list[Span]:
+def stretches(schedule: Schedule) -> list[Stretch]:
     """The phases of a resolved schedule that the run comes to, in order; they cover every step once."""
     steps = schedule.total_steps
     phases = [phase for phase in schedule.phases if phase.first_step < steps]
     ends = [phase.first_step for phase in phases[1:]] + [steps]
-    return [Span(phase, end) for phase, end in zip(phases, ends, strict=True)]
+    return [Stretch(phase, end) for phase, end in zip(phases, ends, strict=True)]
 
 
 def plan(schedule: Schedule, store: Store) -> Plan:
     """The table of a run of `schedule` over `store`. Raises ConfigError where the data do not suffice."""
     schedule = resolve(schedule, store)
-    parts = spans(schedule)
+    parts = stretches(schedule)
     total = schedule.tokens_before(schedule.total_steps)
     by_length = take_turns(parts)
     read = sum(part.steps * part.phase.sequences for part in parts) * schedule.max_seqlen
@@ -142,27 +142,27 @@ def _not_reached(schedule: Schedule) -> str | None:
     return found
 
 
-def take_turns(parts: list[Span]) -> bool:
+def take_turns(parts: list[Stretch]) -> bool:
     """Whether lengths go up and down so often that only a table by length can show them."""
     seqlens = [part.phase.seqlen for part in parts]
     return len(parts) > MOST_ROWS and seqlens not in (sorted(seqlens), sorted(seqlens, reverse=True))
 
 
-def _folded(parts: list[Span]) -> list[list[Span]]:
+def _folded(parts: list[Stretch]) -> list[list[Stretch]]:
     """Neighbours together, in at most MOST_ROWS groups and the first and the last phase, which stand alone."""
     group = max(1, -(-(len(parts) - 2) // MOST_ROWS)) if len(parts) > MOST_ROWS else 1
     starts = sorted({0, *range(1, len(parts) - 1, group), len(parts) - 1})
     return [parts[first:following] for first, following in pairwise([*starts, len(parts)])]
 
 
-def _by_length(parts: list[Span]) -> list[list[Span]]:
-    groups: dict[int, list[Span]] = defaultdict(list)
+def _by_length(parts: list[Stretch]) -> list[list[Stretch]]:
+    groups: dict[int, list[Stretch]] = defaultdict(list)
     for part in parts:
         groups[part.phase.seqlen].append(part)
     return [groups[seqlen] for seqlen in sorted(groups)]
 
 
-def _row(schedule: Schedule, group: list[Span], total: int) -> PlanRow:
+def _row(schedule: Schedule, group: list[Stretch], total: int) -> PlanRow:
     first, last, tokens = group[0], group[-1], sum(part.tokens for part in group)
     return PlanRow(
         first_step=first.phase.first_step,
@@ -180,7 +180,7 @@ def _row(schedule: Schedule, group: list[Span], total: int) -> PlanRow:
     )
 
 
-def _share(group: list[Span], total: int) -> LengthShare:
+def _share(group: list[Stretch], total: int) -> LengthShare:
     tokens = sum(part.tokens for part in group)
     return LengthShare(group[0].phase.seqlen, sum(part.steps for part in group), tokens, tokens / total)
 

@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.format import digest_bytes
 from pipeline.place import reaching
 
 CACHE_BYTES = 64 << 30
@@ -113,9 +113,9 @@ def read_head(source: Path, head_bytes: int, whole_bytes: int) -> pa.Buffer:
 def digest_of(path: Path) -> str:
     """The digest of a local file, read through a map."""
     if path.stat().st_size == 0:
-        return xxhash.xxh3_128_hexdigest(b"")
+        return digest_bytes(b"")
     with pa.memory_map(str(path)) as source:
-        return xxhash.xxh3_128_hexdigest(source.read_buffer())
+        return digest_bytes(source.read_buffer())
 
 
 @contextlib.contextmanager

@@ -223,7 +223,8 @@ def holds_else(folder: Path) -> bool:
 
 def _ranges(numbers: list[int]) -> str:
     """[1, 2, 3, 7] -> "1-3, 7"; long lists are cut."""
-    starts = [n for n in numbers if n - 1 not in set(numbers)] if len(numbers) < 1000 else numbers[:1]
-    ends = [n for n in numbers if n + 1 not in set(numbers)] if len(numbers) < 1000 else numbers[-1:]
+    known = set(numbers)
+    starts = [n for n in numbers if n - 1 not in known]
+    ends = [n for n in numbers if n + 1 not in known]
     parts = [f"{a}-{b}" if b > a else str(a) for a, b in zip(starts, ends, strict=True)]
     return ", ".join(parts[:20]) + (", ..." if len(parts) > 20 else "")

@@ -14,11 +14,11 @@ import numpy as np
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 COUNTED = 1 << 20
-"""Lengths below are counted in an array, those from here on sorted: there are few."""
+"""LengthCounts below are counted in an array, those from here on sorted: there are few."""
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthCounts:
     """Documents by length."""
 
     length: np.ndarray
@@ -49,7 +49,7 @@ class Lengths:
         return np.diff(weights[np.searchsorted(self.length, edges)])
 
 
-def count_lengths(parts: Iterable[np.ndarray]) -> Lengths:
+def count_lengths(parts: Iterable[np.ndarray]) -> LengthCounts:
     """Count `parts`, int64 [documents] each, at least 1 and together at least one document."""
     short = np.zeros(COUNTED, dtype=np.int64)
     long = []
@@ -63,16 +63,16 @@ def count_lengths(parts: Iterable[np.ndarray]) -> Lengths:
         short[: len(counts)] += counts
     length, documents = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *long]), return_counts=True)
     known = np.flatnonzero(short)
-    return Lengths(np.concatenate([known, length]), np.concatenate([short[known], documents.astype(np.int64)]))
+    return LengthCounts(np.concatenate([known, length]), np.concatenate([short[known], documents.astype(np.int64)]))
 
 
-def merge(parts: Iterable[Lengths]) -> Lengths:
+def merge(parts: Iterable[LengthCounts]) -> LengthCounts:
     """All of `parts` together."""
     kept = list(parts)
     length, index = np.unique(np.concatenate([part.length for part in kept]), return_inverse=True)
     documents = np.zeros(len(length), dtype=np.int64)
     np.add.at(documents, index, np.concatenate([part.documents for part in kept]))
-    return Lengths(length, documents)
+    return LengthCounts(length, documents)
 
 
 def powers(longest: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def powers(longest: int) -> np.ndarray:
     return 2 ** np.arange(int(longest).bit_length() + 1, dtype=np.int64)
 
 
-def facts_of(lengths: Lengths) -> dict[str, Any]:
+def facts_of(lengths: LengthCounts) -> dict[str, Any]:
     """Plain JSON values: totals, quantiles, histograms over powers of two, and what is shorter than each power."""
     edges = powers(int(lengths.length[-1]))
     documents, tokens = int(lengths.documents.sum()), int(lengths.tokens.sum())

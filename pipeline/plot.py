@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.lengths import Lengths, merge
+from pipeline.lengths import LengthCounts, merge
 from pipeline.writer import write_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def check_picture(out: Path) -> None:
         raise ConfigError("not a kind of picture", where=out, found=found, allowed=", ".join(SUFFIXES))
 
 
-def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
+def draw_lengths(sources: dict[str, LengthCounts], out: Path, title: str) -> None:
     """Write the picture OUT (.png, .svg, .pdf) of the lengths of each source.
 
     Raises ConfigError for another suffix, StoreError where it cannot be written.
@@ -66,7 +66,7 @@ def draw_lengths(sources: dict[str, Lengths], out: Path, title: str) -> None:
 
 
 def _histogram(
-    panel: Axes, sources: dict[str, Lengths], everything: Lengths, edges: np.ndarray, by_tokens: bool
+    panel: Axes, sources: dict[str, LengthCounts], everything: LengthCounts, edges: np.ndarray, by_tokens: bool
 ) -> None:
     """Sources stacked, so that the outline is the whole store."""
     total = everything.histogram(edges, by_tokens=by_tokens).sum()
@@ -86,7 +86,7 @@ def _histogram(
         panel.legend()
 
 
-def _cumulative(panel: Axes, sources: dict[str, Lengths], everything: Lengths) -> None:
+def _cumulative(panel: Axes, sources: dict[str, LengthCounts], everything: LengthCounts) -> None:
     """Shares of tokens as lines, of documents dotted; the lengths at which the whole store crosses MARKS."""
     if len(sources) > 1:
         for index, (source, lengths) in enumerate(sources.items()):
@@ -113,7 +113,7 @@ def _cumulative(panel: Axes, sources: dict[str, Lengths], everything: Lengths) -
     panel.legend(loc="upper left")
 
 
-def _line(panel: Axes, lengths: Lengths, by_tokens: bool, **style: Any) -> None:
+def _line(panel: Axes, lengths: LengthCounts, by_tokens: bool, **style: Any) -> None:
     at = np.unique(np.geomspace(1, int(lengths.length[-1]) + 1, 500).round().astype(np.int64))
     panel.plot(at, 100 * lengths.shorter(at, by_tokens=by_tokens), **style)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.amount import amount
 from pipeline.format import SPLIT_FOLDERS, Manifest
-from pipeline.lengths import Lengths, count_lengths, facts_of, merge
+from pipeline.lengths import LengthCounts, count_lengths, facts_of, merge
 from pipeline.reader import Store
 
 BAR_WIDTH = 10
@@ -33,7 +33,7 @@ def summary(store: Path) -> dict[str, Any]:
     }
 
 
-def lengths_of_sources(store: Store) -> dict[str, Lengths]:
+def lengths_of_sources(store: Store) -> dict[str, LengthCounts]:
     """The document lengths of each source, in store order; "" is the one without a name."""
     indices: dict[str, list[int]] = {}
     for index, shard in enumerate(store.shards):

@@ -12,9 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
-from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo, length_histogram, shard_schema
+from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo, digest_bytes, length_histogram, shard_schema
 from pipeline.place import is_local, reaching
 
 SHARDS_AT_ONCE = 4
@@ -38,7 +37,7 @@ def verify(store: Path, on_shard: Callable[[ShardInfo], None] = lambda shard: No
     tokenizer = store / TOKENIZER_NAME
     if not tokenizer.is_file():
         damage.append(Damage(TOKENIZER_NAME, "missing"))
-    elif xxhash.xxh3_128_hexdigest(tokenizer.read_bytes()) != manifest.tokenizer_digest:
+    elif digest_bytes(tokenizer.read_bytes()) != manifest.tokenizer_digest:
         damage.append(Damage(TOKENIZER_NAME, "digest differs from the manifest"))
 
     def check(shard: ShardInfo) -> str | None:
@@ -72,7 +71,7 @@ def _damage_of(path: Path, shard: ShardInfo, manifest: Manifest) -> str | None:
     if path.stat().st_size != shard.bytes:
         return f"{path.stat().st_size} bytes, {shard.bytes} in the manifest"
     with pa.memory_map(str(path)) as source:
-        if xxhash.xxh3_128_hexdigest(source.read_buffer()) != shard.digest:
+        if digest_bytes(source.read_buffer()) != shard.digest:
             return "digest differs from the manifest"
         source.seek(0)
         try:

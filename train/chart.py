@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.plan import Span, spans
+from curriculum.plan import Stretch, stretches
 from curriculum.schedule import Schedule
 from pipeline.errors import RunError
 from pipeline.plot import COLOURS
@@ -28,7 +28,7 @@ def draw(config: Config, schedule: Schedule, what: Forecast, out: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    parts = spans(schedule)
+    parts = stretches(schedule)
     unit, scale = _scaled(what.plan.total_tokens)
     figure, axes = plt.subplots(2, 2, figsize=(13, 8), layout="constrained")
     _lengths_over_steps(axes[0, 0], parts, what)
@@ -68,7 +68,7 @@ def _scaled(tokens: int) -> tuple[str, float]:
     return "", 1.0
 
 
-def _lengths_over_steps(panel: Any, parts: list[Span], what: Forecast) -> None:
+def _lengths_over_steps(panel: Any, parts: list[Stretch], what: Forecast) -> None:
     panel.set_title("sequence length over steps")
     panel.set_xlabel("step")
     panel.set_xlim(0, what.plan.total_steps)
@@ -82,13 +82,13 @@ def _lengths_over_steps(panel: Any, parts: list[Span], what: Forecast) -> None:
     _marks(panel, [(mark.step, mark.seqlen) for mark in what.landmarks])
 
 
-def _lengths_over_tokens(panel: Any, parts: list[Span], schedule: Schedule, scale: float, what: Forecast) -> None:
+def _lengths_over_tokens(panel: Any, parts: list[Stretch], schedule: Schedule, scale: float, what: Forecast) -> None:
     panel.set_title("sequence length over tokens")
     _steps(panel, _token_edges(parts, schedule, scale), parts)
     _marks(panel, [(mark.tokens_before / scale, mark.seqlen) for mark in what.landmarks])
 
 
-def _steps(panel: Any, edges: list[Any], parts: list[Span]) -> None:
+def _steps(panel: Any, edges: list[Any], parts: list[Stretch]) -> None:
     panel.stairs([part.phase.seqlen for part in parts], edges, baseline=None, color=LINE, linewidth=1.8)
     if any(part.phase.reach < part.phase.seqlen for part in parts):
         reach = [part.phase.reach for part in parts]
@@ -110,7 +110,7 @@ def _shares(panel: Any, what: Forecast) -> None:
     panel.set_ylabel("%")
 
 
-def _batches(panel: Any, parts: list[Span], schedule: Schedule, scale: float) -> None:
+def _batches(panel: Any, parts: list[Stretch], schedule: Schedule, scale: float) -> None:
     panel.set_title("tokens a batch")
     sizes = [part.phase.batch_tokens for part in parts]
     panel.stairs(sizes, _token_edges(parts, schedule, scale), baseline=None, color=LINE, linewidth=1.8)
@@ -132,6 +132,6 @@ def _rates(panel: Any, config: Config, schedule: Schedule, scale: float, what: F
     panel.legend()
 
 
-def _token_edges(parts: list[Span], schedule: Schedule, scale: float) -> list[float]:
+def _token_edges(parts: list[Stretch], schedule: Schedule, scale: float) -> list[float]:
     edges = [part.phase.first_step for part in parts] + [parts[-1].end]
     return [schedule.tokens_before(step) / scale for step in edges]

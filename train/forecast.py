@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from curriculum.ledger import rehearse
-from curriculum.plan import Plan, aligned, plan, spans, take_turns
+from curriculum.plan import Plan, aligned, plan, stretches, take_turns
 from curriculum.schedule import Schedule
 from pipeline.amount import amount
 from pipeline.reader import Store
@@ -92,7 +92,7 @@ def forecast(config: Config, *, rehearsed: bool = True, tflops: float | None = N
 def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
     """End of the learning rate's warmup, end of the ramp, half of the tokens, last step; in the order of steps."""
     steps, total = schedule.total_steps, schedule.total_tokens or 1
-    parts = spans(schedule)
+    parts = stretches(schedule)
     found = {"first step": 0}
     if 0 < config.optimizer.warmup_steps <= steps:
         found["end of the LR warmup"] = config.optimizer.warmup_steps - 1
@@ -120,7 +120,7 @@ def parameters(config: Config, vocab_size: int) -> int:
 
 
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
-    model, parts = config.model, spans(schedule)
+    model, parts = config.model, stretches(schedule)
     each = 12 * model.layers * model.width  # FLOPs of attention for one token that sees one position
     attention = each * sum(part.tokens * part.phase.reach for part in parts)
     flops = 6 * count * table.total_tokens + attention
