@@ -7,7 +7,7 @@ export likewise. Neither holds more than a shard in memory. A store, exported an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import pyarrow as pa
 from pipeline import megatron
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.files import STDIN, is_remote
-from pipeline.format import FORMAT_VERSION, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
+from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
+from pipeline.held_out import are_held_out, check_fraction
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
 from pipeline.reader import Store
 from pipeline.staging import new_folder
-from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, held_out, without_last
-from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, without_last
+from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
 from pipeline.writer import write_bytes, write_json, write_shard
 
 FORMATS = ("megatron", "hf")
@@ -72,12 +73,7 @@ def import_tokens(
     `progress` is called with the inputs read so far, a fraction of the one being read included, and the tokens.
     Raises CorpusError for the data, TokenizerError, ConfigError, and StoreError where `out` is in the way.
     """
-    if not 0 <= options.validation_fraction < 1:
-        raise ConfigError(
-            "the validation fraction is out of range",
-            found=options.validation_fraction,
-            allowed="0 up to, not with, 1",
-        )
+    check_fraction(options.validation_fraction)
     if options.unit_bytes < 1:
         raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")
     named = _named(options)
@@ -225,7 +221,7 @@ class _Import:
             self.added += whole.added
             self.empty += whole.empty
             self.tokens += len(whole.tokens)
-            held = held_out(whole.tokens, whole.lengths, self.options.validation_fraction)
+            held = are_held_out(whole.tokens, whole.lengths, self.options.validation_fraction)
             for split, chosen in (("train", ~held), ("validation", held)):
                 if chosen.any():
                     self.pending[split].append(documents_where(whole, chosen))
@@ -246,27 +242,18 @@ class _Import:
                 remedy="check the input and --validation-fraction",
             )
         options, vocabulary = self.options, self.vocabulary
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            tokenizer_digest=vocabulary.digest,
-            vocab_size=vocabulary.size,
-            token_dtype=str(vocabulary.dtype),
-            eod_id=vocabulary.eod_id,
-            bos_id=vocabulary.bos_id,
-            shards=self.shards,
-            parameters={
-                "imported": [list(item) for item in _named(options)],
-                "token_column": options.token_column,
-                "id_column": options.id_column,
-                "tokenizer": vocabulary.digest,
-                "eod_id": vocabulary.eod_id,
-                "bos_id": vocabulary.bos_id,
-                "validation_fraction": options.validation_fraction,
-                "unit_bytes": options.unit_bytes,
-                "end_of_document_added": self.added,
-            },
-            skipped=self.empty,
-        )
+        parameters = {
+            "imported": [list(item) for item in _named(options)],
+            "token_column": options.token_column,
+            "id_column": options.id_column,
+            "tokenizer": vocabulary.digest,
+            "eod_id": vocabulary.eod_id,
+            "bos_id": vocabulary.bos_id,
+            "validation_fraction": options.validation_fraction,
+            "unit_bytes": options.unit_bytes,
+            "end_of_document_added": self.added,
+        }
+        manifest = replace(manifest_of(vocabulary, parameters), shards=self.shards, skipped=self.empty)
         write_bytes(self.folder / TOKENIZER_NAME, vocabulary.data)
         write_json(self.folder / MANIFEST_NAME, manifest.to_json())
         return manifest

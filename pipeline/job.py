@@ -18,12 +18,13 @@ from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
 from pipeline.fingerprint import fingerprints
-from pipeline.format import FORMAT_VERSION, Manifest
+from pipeline.format import Manifest
+from pipeline.held_out import check_fraction
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import reaching
 from pipeline.proof import Choice, choose_encoder
 from pipeline.unit import UnitOptions, UnitResult
-from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
 
 SAMPLE_DOCUMENTS = 120
 SAMPLE_CHARACTERS = 600
@@ -101,7 +102,7 @@ class Job:
     def begin(self) -> dict[int, UnitResult]:
         """Prepare, make the plan or join it; returns the units that are done."""
         self.prepare()
-        self.plan = Plan(manifest=_manifest(self.vocabulary, self.parameters), units=len(self.units))
+        self.plan = Plan(manifest=manifest_of(self.vocabulary, self.parameters), units=len(self.units))
         self.draft.begin(self.plan, self.vocabulary.data)
         return {} if STDIN in self.options.inputs else self.draft.done()
 
@@ -133,12 +134,7 @@ class Job:
 
 
 def _check(options: BuildOptions) -> None:
-    if not 0 <= options.validation_fraction < 1:
-        raise ConfigError(
-            "the validation fraction is out of range",
-            found=options.validation_fraction,
-            allowed="0 up to, not with, 1",
-        )
+    check_fraction(options.validation_fraction)
     if options.unit_bytes < 1 or options.workers < 1:
         found = f"--unit-bytes {options.unit_bytes} --workers {options.workers}"
         raise ConfigError("unit size and workers must be positive", found=found, allowed="1 or more")
@@ -187,17 +183,3 @@ def _sample(units: list[Unit], options: BuildOptions) -> list[str]:
     texts = (islice((text for batch in part for text in batch.texts), each) for part in found)
     with looking_ahead():
         return [text[:SAMPLE_CHARACTERS] for part in texts for text in part]
-
-
-def _manifest(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:
-    """The manifest of a store to come."""
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_digest=vocabulary.digest,
-        vocab_size=vocabulary.size,
-        token_dtype=str(vocabulary.dtype),
-        eod_id=vocabulary.eod_id,
-        bos_id=vocabulary.bos_id,
-        shards=[],
-        parameters=parameters,
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import xxhash
 
 from pipeline.errors import CorpusError
 from pipeline.vocabulary import Vocabulary
@@ -89,22 +88,6 @@ def ended(batch: Tokenised, vocabulary: Vocabulary) -> Ended:
     given[(np.cumsum(lengths) - 1)[missing]] = False
     tokens[given] = batch.tokens
     return Ended(tokens, lengths, rows, ids, int(missing.sum()), empty)
-
-
-def held_out(tokens: np.ndarray, lengths: np.ndarray, fraction: float) -> np.ndarray:
-    """bool [documents]: XXH3-64 of the ids as little-endian uint32, without the last, is below fraction * 2**64.
-
-    Copies of a document go together, whatever format or dtype they come in. (A build asks the same of the text, which
-    is not there to ask here.)
-    """
-    if fraction <= 0:
-        return np.zeros(len(lengths), dtype=np.bool_)
-    data = tokens.astype("<u4").data.cast("B")
-    ends = (4 * np.cumsum(lengths)).tolist()
-    below = int(fraction * 2**64)
-    starts = [0, *ends[:-1]]
-    found = (xxhash.xxh3_64_intdigest(data[a : b - 4]) < below for a, b in zip(starts, ends, strict=True))
-    return np.fromiter(found, dtype=np.bool_, count=len(lengths))
 
 
 def documents_where(batch: Ended, chosen: np.ndarray) -> Ended:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from pipeline.ahead import ahead, keep_freed_memory
 from pipeline.corpus import documents
@@ -28,6 +27,7 @@ from pipeline.documents import BATCH_BYTES, Documents, Reading, Unit
 from pipeline.encoding import Encoder, make_encoder
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
+from pipeline.held_out import is_held_out
 from pipeline.parts import encode_documents, utf8_bytes
 from pipeline.proof import Choice, Spot
 from pipeline.vocabulary import Vocabulary
@@ -70,11 +70,6 @@ class UnitResult:
     empty: int
     bad: int
     bad_examples: list[str] = field(default_factory=list)
-
-
-def in_validation(text: str, fraction: float) -> bool:
-    """Whether a document is held out: XXH3-64 of its UTF-8 bytes is below fraction * 2**64. Copies go together."""
-    return fraction > 0 and xxhash.xxh3_64_intdigest(text.encode()) < int(fraction * 2**64)
 
 
 def parse_result(sidecar: bytes) -> UnitResult:
@@ -309,7 +304,7 @@ def _held_out_last(batch: Documents, fraction: float) -> tuple[Documents, int]:
     """The documents to train on, then the others, so that all are encoded at once; and how many the first are."""
     if fraction == 0:
         return batch, len(batch.texts)
-    held_out = [in_validation(text, fraction) for text in batch.texts]
+    held_out = [is_held_out(text, fraction) for text in batch.texts]
     order = sorted(range(len(held_out)), key=held_out.__getitem__)
     return _take(batch, order), len(held_out) - sum(held_out)
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from pipeline.encoding import lightened, make_encoder, parsed, start_encoder
 from pipeline.errors import TokenizerError
-from pipeline.format import digest_bytes, token_dtype
+from pipeline.format import FORMAT_VERSION, Manifest, digest_bytes, token_dtype
 
 EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]")
@@ -71,6 +71,20 @@ def load_vocabulary(
     bos_id = _special_id(tokenizer, bos, BOS_NAMES, path, "--bos", default=eod_id)
     added = tokenizer.get_added_tokens_decoder()
     return Vocabulary(data, max([lightened(data)[1], *(number + 1 for number in added)]), eod_id, bos_id)
+
+
+def manifest_of(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:
+    """The manifest of a store to come, still without shards."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        tokenizer_digest=vocabulary.digest,
+        vocab_size=vocabulary.size,
+        token_dtype=str(vocabulary.dtype),
+        eod_id=vocabulary.eod_id,
+        bos_id=vocabulary.bos_id,
+        shards=[],
+        parameters=parameters,
+    )
 
 
 def is_special(vocabulary: Vocabulary, token: int) -> bool:
