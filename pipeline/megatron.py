@@ -173,23 +173,25 @@ def write_indexed_dataset(
         # An old index beside new data would be wrong: from here until the new one is written there is none.
         _file(prefix, ".idx").unlink(missing_ok=True)
 
-    def write_index(path: Path) -> None:
-        documents = sum(len(part) for part in lengths)
-        code = next(code for code, known in DTYPES.items() if known == dtype)
-        with path.open("wb") as stream:
-            stream.write(HEADER.pack(MAGIC, VERSION, code, documents, documents + 1))
-            for part in lengths:
-                stream.write(part.tobytes())
-            at = 0
-            for part in lengths:
-                ends = at + np.cumsum(part, dtype="<i8") * dtype.itemsize
-                stream.write((ends - part * np.int64(dtype.itemsize)).astype("<i8").tobytes())
-                at = int(ends[-1]) if len(ends) else at
-            for first in range(0, documents + 1, BATCH_TOKENS):
-                stream.write(np.arange(first, min(first + BATCH_TOKENS, documents + 1), dtype="<i8").tobytes())
-
     write_atomically(_file(prefix, ".bin"), write_data)
-    write_atomically(_file(prefix, ".idx"), write_index)
+    write_atomically(_file(prefix, ".idx"), lambda path: _write_index(path, lengths, dtype))
+
+
+def _write_index(path: Path, lengths: list[np.ndarray], dtype: np.dtype[Any]) -> None:
+    """The index of documents of `lengths`, int32 [documents of a part] each, of one sequence each."""
+    documents = sum(len(part) for part in lengths)
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    with path.open("wb") as stream:
+        stream.write(HEADER.pack(MAGIC, VERSION, code, documents, documents + 1))
+        for part in lengths:
+            stream.write(part.tobytes())
+        at = 0
+        for part in lengths:
+            ends = at + np.cumsum(part, dtype="<i8") * dtype.itemsize
+            stream.write((ends - part * np.int64(dtype.itemsize)).astype("<i8").tobytes())
+            at = int(ends[-1]) if len(ends) else at
+        for first in range(0, documents + 1, BATCH_TOKENS):
+            stream.write(np.arange(first, min(first + BATCH_TOKENS, documents + 1), dtype="<i8").tobytes())
 
 
 def _file(prefix: Path, suffix: str) -> Path:

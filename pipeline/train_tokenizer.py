@@ -39,12 +39,7 @@ def train_tokenizer(
         raise ConfigError(
             "vocabulary too small", found=vocab_size, allowed=f"{LEAST_SIZE} or more: bytes and the end"
         )
-    if out.is_dir():
-        raise StoreError(
-            "the output is a folder", where=out, allowed="a file", remedy=f"--out {out / 'tokenizer.json'}"
-        )
-    if out.exists() and not force:
-        raise StoreError("the output exists", where=out, remedy="choose another --out, or replace it: --force")
+    _check_output(out, force)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,6 +69,15 @@ def train_tokenizer(
         )
     write_bytes(out, tokenizer.to_str(pretty=True).encode())
     return tokenizer
+
+
+def _check_output(out: Path, force: bool) -> None:
+    if out.is_dir():
+        raise StoreError(
+            "the output is a folder", where=out, allowed="a file", remedy=f"--out {out / 'tokenizer.json'}"
+        )
+    if out.exists() and not force:
+        raise StoreError("the output exists", where=out, remedy="choose another --out, or replace it: --force")
 
 
 @contextlib.contextmanager
