@@ -23,11 +23,11 @@ from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
 from pipeline.errors import CorpusError, SlwError, StoreError
 from pipeline.format import Manifest
+from pipeline.held_out import is_held_out
 from pipeline.inputs import find_files
 from pipeline.job import BuildOptions
 from pipeline.reader import Store
 from pipeline.train_tokenizer import train_tokenizer
-from pipeline.unit import in_validation
 from pipeline.verify import verify
 
 TEXTS = [f"document {i}: " + "the quick brown fox, naïve café 😀 " * (i % 13) + "end" for i in range(120)]
@@ -138,7 +138,7 @@ def test_validation_is_split_by_content_and_nothing_is_in_both(tokenizer, tmp_pa
     train, held_out = (texts_of(tmp_path / "s", tokenizer, split) for split in ("train", "validation"))
     assert sorted(train + held_out) == sorted(TEXTS + TEXTS[:50])
     assert not set(train) & set(held_out)
-    assert all(in_validation(text, 0.3) for text in held_out)
+    assert all(is_held_out(text, 0.3) for text in held_out)
     assert 0.15 < len(held_out) / len(train + held_out) < 0.45
 
 

@@ -20,10 +20,10 @@ from test_cli import call
 from pipeline import megatron
 from pipeline.cli import main as prep
 from pipeline.errors import CorpusError, SlwError, StoreError
+from pipeline.held_out import are_held_out
 from pipeline.interop import ImportOptions, export_huggingface, export_megatron, import_tokens
 from pipeline.megatron import DTYPES, HEADER, MAGIC, IndexedDataset
 from pipeline.reader import Store
-from pipeline.tokenised import held_out
 from pipeline.verify import verify
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -154,7 +154,7 @@ def test_copies_are_held_out_together_whatever_format_they_come_in(tokenizer, tm
     assert 15 < len(held[0]) < 60
     assert not {tuple(d) for d in train[0]} & {tuple(d) for d in held[0]}
     tokens = np.concatenate(documents)
-    chosen = held_out(tokens, np.array([9] * 120), 0.3)
+    chosen = are_held_out(tokens, np.array([9] * 120), 0.3)
     assert [d for d, held in zip(documents, chosen, strict=True) if held] == held[0]
 
 
