@@ -46,7 +46,7 @@ class Ledger:
     cuts: int
     """Pieces beyond one for each document and epoch."""
     least_cuts: int
-    """The least possible with every sequence of the longest length served; a ramp of short ones needs more."""
+    """The least possible for what is served, at the longest length throughout; a ramp of short ones needs more."""
     attended: int
     """Sum of squared lengths of pieces: pairs of positions that a document mask lets see each other, both ways."""
     sources: list[SourceLedger]
@@ -63,7 +63,7 @@ def rehearse(loader: CurriculumLoader) -> Ledger:
         attended += int(np.dot(packed.length, packed.length))
     targets = int(served.sum())
     times = -(-served // store.lengths)  # of a document, the last one perhaps not to its end
-    epochs = max(-(-targets // store.tokens), 1)
+    whole, part = np.divmod(served, store.lengths)
     longest = max(phase.seqlen for phase in schedule.phases if phase.first_step < schedule.total_steps)
     return Ledger(
         targets=targets,
@@ -73,7 +73,7 @@ def rehearse(loader: CurriculumLoader) -> Ledger:
         served_most=int(times.max()),
         pieces=pieces,
         cuts=pieces - int(times.sum()),
-        least_cuts=least_cuts(store.lengths, longest) * epochs,
+        least_cuts=int(np.dot(whole, (store.lengths - 1) // longest)) + least_cuts(part[part > 0], longest),
         attended=attended,
         sources=[_of_source(loader, name, served) for name in store.sources],
     )

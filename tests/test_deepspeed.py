@@ -200,6 +200,12 @@ def test_the_printed_toml_is_a_run_of_the_same_schedule(tmp_path):
     assert load_config(toml).schedule() == wanted
     planned = CliRunner().invoke(main, ["plan", str(toml), "--deepspeed", str(config), "--json"])
     assert json.loads(planned.stdout)["total_steps"] == wanted.resolve(Store.open(store).tokens).total_steps
+    toml.write_text(as_toml({"store": str(store), "batch": {"global_batch_tokens": 4096}, **run}))
+    theirs, ours = (
+        CliRunner().invoke(main, ["plan", str(toml), "--deepspeed", str(config), "--json", *override])
+        for override in ([], ["batch.global_batch_sequences=2"])
+    )
+    assert [json.loads(told.stdout)["rows"][0]["sequences_first"] for told in (theirs, ours)] == [4, 2]
     alone = CliRunner().invoke(main, ["plan", "--deepspeed", str(config), "--json"])
     assert json.loads(alone.stdout)["batch"] == {"global_batch_sequences": 4}
     assert CliRunner().invoke(main, ["plan"]).exit_code == 2

@@ -95,6 +95,12 @@ def test_half_an_epoch_serves_documents_once_or_not_at_all(store):
     schedule = Schedule.constant(seqlen=16, global_batch_sequences=2, total_tokens=store.tokens // 2)
     ledger = rehearse(CurriculumLoader(store, schedule, seed=5))
     assert (ledger.served_least, ledger.served_most) == (0, 1)
+    served = np.zeros(store.documents, int)
+    with CurriculumLoader(store, schedule, seed=5) as loader:
+        for batch in loader:
+            np.add.at(served, batch.pieces.document, batch.pieces.length)
+    least = sum(-(-tokens // 16) - 1 for tokens in served.tolist() if tokens)
+    assert 0 < ledger.least_cuts == least <= ledger.cuts
 
 
 def test_every_source_has_its_ledger(tmp_path):

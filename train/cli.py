@@ -54,7 +54,8 @@ def plan(
 ) -> None:
     """The whole run before it starts: lengths, steps, tokens, what the dealing serves, learning rates, FLOPs.
 
-    With --deepspeed the curriculum of that JSON file, printed as TOML; and planned, if CONFIG.toml says on what.
+    With --deepspeed the curriculum and batch size of that JSON file, printed as TOML; and planned in place of
+    those of CONFIG.toml, if that is given.
 
     \b
     slw-train plan run.toml curriculum.duration_steps=20_000
@@ -66,16 +67,18 @@ def plan(
     from curriculum.settings import as_toml
     from train.config_file import load_config
 
-    curriculum, batch = translate(deepspeed) if deepspeed else (None, {})
-    if curriculum is not None and not as_json:
-        click.echo(as_toml({"curriculum": curriculum, "batch": batch}))
+    if config is None and deepspeed is None:
+        raise click.UsageError("give CONFIG.toml, or --deepspeed ds_config.json")
+    translated = translate(deepspeed) if deepspeed else None
+    if translated:
+        tables = dict(zip(("curriculum", "batch"), translated, strict=True))
+        if not as_json:
+            click.echo(as_toml(tables))
+        elif config is None:
+            echo_json(tables)
     if config is None:
-        if curriculum is None:
-            raise click.UsageError("give CONFIG.toml, or --deepspeed ds_config.json")
-        if as_json:
-            echo_json({"curriculum": curriculum, "batch": batch})
         return
-    settings = load_config(config, overrides, curriculum=curriculum)
+    settings = load_config(config, overrides, translated)
     from train.forecast import forecast, render_forecast
 
     if plot:

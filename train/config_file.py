@@ -12,11 +12,15 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from train.config import Config, Section, SourceConfig
-from train.layers import make_room, read_layers
+from train.layers import lay_over, make_room, read_layers
 
 
-def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str, Any] | None = None) -> Config:
-    """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`; `curriculum` takes [curriculum]'s place.
+def load_config(
+    path: Path, overrides: Iterable[str] = (), translated: tuple[dict[str, Any], dict[str, int]] | None = None
+) -> Config:
+    """Read TOML at `path` and apply overrides such as `optimizer.lr=1e-3`.
+
+    `translated`: [curriculum] and [batch] of `curriculum.deepspeed.translate`; they take the place of the file's.
 
     A file may say `base = "other.toml"`, relative to its own folder: its keys replace those there, one by one.
     `key=` takes a key away. Raises ConfigError: no such file, no TOML, an unknown key, a value that is not allowed,
@@ -24,8 +28,9 @@ def load_config(path: Path, overrides: Iterable[str] = (), curriculum: dict[str,
     """
     data, files = read_layers(path)
     where = " on ".join(map(str, files))
-    if curriculum is not None:
-        data["curriculum"] = curriculum
+    if translated is not None:
+        curriculum, batch = translated
+        data = lay_over({**data, "curriculum": curriculum}, {"batch": batch})
     given = [_override(data, override) for override in overrides]
     make_room(data, set(given))
     if given:

@@ -41,8 +41,13 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if not isinstance(base, str):
         raise ConfigError("base names a TOML file", where=path, found=base, allowed='such as base = "base.toml"')
     below, files = read_layers(path.parent / base, (*above, path))
+    return lay_over(below, data), [path, *files]
+
+
+def lay_over(below: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """The tables of `data` over those `below`, from which goes what they replace."""
     make_room(below, {f"{name}.{key}" for name, table in data.items() if isinstance(table, dict) for key in table})
-    return _laid_over(below, data), [path, *files]
+    return _laid_over(below, data)
 
 
 def make_room(data: dict[str, Any], given: set[str]) -> None:
