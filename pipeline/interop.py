@@ -24,7 +24,7 @@ from pipeline.reader import Store
 from pipeline.staging import new_folder
 from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, without_last
 from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
-from pipeline.writer import write_bytes, write_json, write_shard
+from pipeline.writer import Columns, write_bytes, write_json, write_shard
 
 FORMATS = ("megatron", "hf")
 Reader = megatron.IndexedDataset | TokenColumn
@@ -267,4 +267,5 @@ class _Import:
         )
         ids = None if self.options.id_column is None else [name for part in parts for name in part.ids.tolist()]  # type: ignore[union-attr]
         unit = f"{Path(name).name} documents [{rows[0]}:{rows[-1] + 1}]"
-        self.shards.append(write_shard(self.folder, file, split, unit, tokens, lengths, rows, ids=ids, source=source))
+        columns = Columns(tokens, lengths, rows, ids)
+        self.shards.append(write_shard(self.folder, file, columns, split=split, unit=unit, source=source))

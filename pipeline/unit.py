@@ -31,7 +31,7 @@ from pipeline.held_out import is_held_out
 from pipeline.parts import encode_documents, utf8_bytes
 from pipeline.proof import Choice, Spot
 from pipeline.vocabulary import Vocabulary
-from pipeline.writer import write_json, write_shard
+from pipeline.writer import Columns, write_json, write_shard
 
 IN_FLIGHT = 64 << 20
 """Characters read and not yet in the buffer of their shard: what is read while the encoder is loaded, and what is
@@ -245,11 +245,10 @@ class _Work:
         part = f".{earlier:03d}" if earlier else ""
         file = f"{SPLIT_FOLDERS[split]}/{self.index:05d}{part}.arrow"
         pending = self.pending[split]
-        columns = pending.buffer.taken(), np.concatenate(pending.lengths), np.concatenate(pending.rows)
-        info = write_shard(
-            self.options.out, file, split, self.unit.name, *columns, ids=pending.names, source=self.unit.source
-        )
-        self.shards.append(info)
+        lengths, rows = np.concatenate(pending.lengths), np.concatenate(pending.rows)
+        columns = Columns(pending.buffer.taken(), lengths, rows, pending.names)
+        names = {"split": split, "unit": self.unit.name, "source": self.unit.source}
+        self.shards.append(write_shard(self.options.out, file, columns, **names))
         self.pending[split] = _Pending(pending.buffer)
 
 

@@ -8,7 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -69,19 +69,21 @@ def _upload(path: Path, write: Callable[[Path], object]) -> None:
         upload(temporary, path)
 
 
-def write_shard(
-    store: Path,
-    file: str,
-    split: str,
-    unit: str,
-    tokens: np.ndarray,
-    lengths: np.ndarray,
-    rows: np.ndarray,
-    *,
-    ids: list[str] | None = None,
-    source: str = "",
-) -> ShardInfo:
-    """Write documents of `lengths` (int64 [documents]) out of `tokens` (uint16 or uint32) as STORE/`file`."""
+class Columns(NamedTuple):
+    """Documents as a shard has them."""
+
+    tokens: np.ndarray
+    """uint16 or uint32 [tokens]: of all documents in a row."""
+    lengths: np.ndarray
+    """int64 [documents]"""
+    rows: np.ndarray
+    """int64 [documents]: see `format`."""
+    ids: list[str] | None = None
+
+
+def write_shard(store: Path, file: str, documents: Columns, *, split: str, unit: str, source: str = "") -> ShardInfo:
+    """Write `documents` as STORE/`file`; `split`, `unit` and `source` as in `ShardInfo`."""
+    tokens, lengths, rows, ids = documents
     schema = shard_schema(tokens.dtype, ids=ids is not None, source=bool(source))
     offsets = _numbers(_starts(lengths, np.int64))
     column = pa.LargeListArray.from_arrays(offsets, _numbers(tokens), type=schema.field("tokens").type)

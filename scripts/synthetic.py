@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.format import FORMAT_VERSION, Manifest, digest_bytes, token_dtype
-from pipeline.writer import write_shard
+from pipeline.writer import Columns, write_shard
 
 EOD = 0
 
@@ -24,7 +24,9 @@ def write_synthetic_store(path: Path, tokens: int, vocab_size: int = 50_257, see
         ids = (random.random(lengths.sum()) ** 3 * (vocab_size - 1) + 1).astype(token_dtype(vocab_size))
         ids[lengths.cumsum() - 1] = EOD
         rows = np.arange(len(lengths))
-        infos.append(write_shard(path, f"{folder}/00000.arrow", split, f"{split} 0", ids, lengths, rows))
+        infos.append(
+            write_shard(path, f"{folder}/00000.arrow", Columns(ids, lengths, rows), split=split, unit=f"{split} 0")
+        )
     tokenizer = b"{}"
     (path / "tokenizer.json").write_bytes(tokenizer)
     manifest = Manifest(
