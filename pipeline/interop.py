@@ -27,7 +27,7 @@ from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
 from pipeline.writer import Columns, write_bytes, write_json, write_shard
 
 FORMATS = ("megatron", "hf")
-Reader = megatron.IndexedDataset | TokenColumn
+TokenReader = megatron.IndexedDataset | TokenColumn
 Progress = Callable[[int], None]
 """Called with the tokens done so far."""
 
@@ -81,12 +81,12 @@ def import_tokens(
     with new_folder(options.out, marker=MANIFEST_NAME, force=options.force) as folder:
         work = _Import(folder, options, vocabulary, progress)
         for number, (source, name) in enumerate(named):
-            work.read(number, source, open_input(name, options))
+            work.read(number, source, reader_of(name, options))
         manifest = work.finish()
     return Imported(manifest=manifest, added=work.added, empty=work.empty)
 
 
-def open_input(name: str, options: ImportOptions) -> Reader:
+def reader_of(name: str, options: ImportOptions) -> TokenReader:
     """The reader of `name`. Raises CorpusError where there is nothing to read, ConfigError for a wrong option."""
     if options.format is not None and options.format not in FORMATS:
         raise ConfigError("unknown format", found=options.format, allowed=", ".join(FORMATS))
@@ -213,7 +213,7 @@ class _Import:
         self.shards: list[ShardInfo] = []
         self.added = self.empty = self.tokens = 0
 
-    def read(self, number: int, source: str, reader: Reader) -> None:
+    def read(self, number: int, source: str, reader: TokenReader) -> None:
         """All documents of input `number`, in shards of their own."""
         for batch in reader.batches(self.most):
             checked(batch, self.vocabulary, reader.name)
