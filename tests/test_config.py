@@ -1,6 +1,7 @@
 """Configs: overrides reach their key, and mistakes are named with what is allowed."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -63,11 +64,51 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("optimizer.min_lr=1", "above lr"),
         ("model.preset=gpt5", "gpt2-124m"),
         ("curriculum.pacing=cubic", "linear"),
+        ("run.seed=true", "run.seed: neither true nor false"),
+        ("optimizer.betas=[true, 0.9]", "optimizer.betas: neither true nor false"),
+        ("curriculum.table=[[0, true]]", "curriculum.table: neither true nor false"),
+        ("run.seed=9223372036854775808", "less than 9223372036854775808"),
+        ("run.compile=3", "^bad value of run.compile\n[\\s\\S]* or 'auto'$"),
+        ("run.dir=5", "a path$"),
     ],
 )
 def test_mistakes_are_refused_with_what_is_allowed(toml, override, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         load_config(toml, [override])
+    assert override == "lr" or "the command line" in str(refused.value)
+
+
+def test_true_is_for_what_is_true_or_false(toml):
+    run = load_config(toml, ["run.compile=true", "run.deterministic=true"]).run
+    assert (run.compile, run.deterministic) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "found", "number"),
+    [
+        ('lr = "fast"', "optimizer.lr", 17),
+        ("lrr = 1", "optimizer.lrr", 17),
+        ("betas = [\n  0.9,\n  2.0,\n]  # two", "optimizer: betas must be", 16),
+        ("betas = [\n  0.9,\n]", "optimizer.betas.1 is missing", 17),
+        ("[optimizer.more]\nlr = 1", "optimizer.more", 17),
+        ("[run]\nseed = -1\ndir = 'x'", "run.seed", 18),
+        ('["run"]\n"seed" = -1\ndir = "x"', "run.seed", 18),
+        ("[run]\nepochs = 1", "run.dir is missing", 17),
+        ("[model]\nheads=5 # of 768", "model: width", 17),
+        ("[mixture.a]\nweight = -1", "mixture.a.weight", 18),
+        ("", "run is missing", None),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, line, found, number):
+    above = ["store = 's'", "[curriculum]", "pacing = 'constant'", "seqlen = 8", "[batch]", "", "# lr = 3"]
+    above += ["global_batch_sequences = 1", *[""] * 7, "[optimizer]"]
+    below = [] if "run]" in line or '"run"' in line or not line else ["[run]", "dir = 'x'", "epochs = 1"]
+    (tmp_path / "run.toml").write_text("\n".join([*above, line, *below]))
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "run.toml")
+    text = str(refused.value)
+    assert found in text, text
+    assert re.search(r"run\.toml(?:, line (\d+))?\n", f"{text}\n").group(1) == (str(number) if number else None)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +194,7 @@ def test_a_file_is_laid_over_its_base_key_by_key(toml, tmp_path):
         ('"loop.toml"', r"its own base[\s\S]*arm.toml -> .*loop.toml -> .*arm.toml"),
         ("3", "names a TOML file"),
         ('"broken.toml"', r"not TOML[\s\S]*broken.toml"),
-        ('"run.toml"\n[optimizer]\nlrr = 1', r"unknown key[\s\S]*arm.toml on .*run.toml[\s\S]*optimizer.lr\b"),
+        ('"run.toml"\n[optimizer]\nlrr = 1', r"unknown key[\s\S]*arm.toml, line 3\n[\s\S]*optimizer.lr\b"),
     ],
 )
 def test_a_bad_base_is_named(toml, tmp_path, base, message):

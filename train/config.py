@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from curriculum.batch import Allocate
 from curriculum.loader import CurriculumLoader
@@ -36,9 +36,22 @@ positions as the longest length of its schedule; GPT-2 was published with 1024, 
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, and numbers that are not finite; 2e6 is a whole number too."""
+    """Unknown keys are errors, and numbers that are not finite; 2e6 is a whole number too, and true is none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if bool not in (kind, *get_args(kind)) and _holds_truth(value):
+            raise ValueError("neither true nor false has a meaning here")
+        return value
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether `value`, or what is in a list of lists, is true or false."""
+    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_truth, value)))
 
 
 class ModelConfig(Section):
@@ -169,7 +182,7 @@ class RunConfig(Section):
     total_tokens: int | None = Field(None, ge=1)
     epochs: int | None = Field(None, ge=1)
     max_epochs: int = Field(1, ge=1)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=1 << 63)
     init_from_hf: Path | None = None
     """A Hugging Face folder with a GPT-2 of [model]'s shape and the store's tokens: weights to begin with."""
     window_tokens: int | None = Field(None, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from train.config import Config, Section, SourceConfig
-from train.layers import lay_over, make_room, read_layers
+from train.layers import lay_over, make_room, place_of, read_layers
 
 
 def load_config(
@@ -35,7 +35,7 @@ def load_config(
     make_room(data, set(given))
     if given:
         where = f"{where} and the command line"
-    config = parse_config(data, where=where)
+    config = parse_config(data, where=where, files=files, given=given)
     try:
         config.schedule()
     except ConfigError as error:
@@ -43,13 +43,17 @@ def load_config(
     return config
 
 
-def parse_config(data: dict[str, Any], *, where: str) -> Config:
-    """Check `data` against `Config`; raises ConfigError naming `where`, the key, and what is allowed."""
+def parse_config(
+    data: dict[str, Any], *, where: str, files: Sequence[Path] = (), given: Sequence[str] = ()
+) -> Config:
+    """Check `data` against `Config`; raises ConfigError naming the key, what is allowed, and where it was found.
+
+    That is a line of `files`, or the command line, whose keys are `given`; `where` is for what is in neither.
+    """
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _explained(dict(first), where, len(error.errors())) from error
+        raise _explained([dict(one) for one in error.errors()], where, files, given) from error
 
 
 def known_keys() -> list[str]:
@@ -76,7 +80,7 @@ def _override(data: dict[str, Any], text: str) -> str:
     if not mixed and key not in known_keys():
         ends = [known for known in known_keys() if known.endswith(f".{key}")]
         if len(ends) != 1:
-            raise _unknown(key, "command line")
+            raise _unknown(key, "the command line")
         key = ends[0]
     *sections, leaf = key.split(".")
     if mixed:
@@ -101,6 +105,15 @@ def _parse_value(text: str) -> Any:
         return text  # a bare string: run.dir=runs/a
 
 
+def _place(key: tuple[str | int, ...], files: Sequence[Path], given: Sequence[str]) -> str | None:
+    """Where the value of `key` comes from; None where nothing says."""
+    dotted = ".".join(map(str, key)) + "."
+    if any(dotted.startswith(f"{one}.") for one in given):
+        return "the command line"
+    place = place_of(key, files)
+    return f"{place}, and the command line" if place and any(one.startswith(dotted) for one in given) else place
+
+
 def _unknown(key: str, where: str) -> ConfigError:
     keys = known_keys()
     if inside := [known for known in keys if known.startswith(f"{key}.")]:
@@ -118,20 +131,34 @@ def _unknown(key: str, where: str) -> ConfigError:
     )
 
 
-def _explained(error: dict[str, Any], where: str, count: int) -> ConfigError:
-    key = ".".join(str(part) for part in error["loc"])
+def _explained(errors: list[dict[str, Any]], where: str, files: Sequence[Path], given: Sequence[str]) -> ConfigError:
+    """The first of what pydantic found, and how many others there are."""
+    error, keys = errors[0], [_key(error["loc"]) for error in errors]
+    key, others = keys[0], len(set(keys)) - 1
+    where = _place(error["loc"], files, given) or where
     if error["type"] == "extra_forbidden":
         return _unknown(key, where)
-    more = f"there are {count} such errors; this is the first" if count > 1 else None
+    more = f"there are {others + 1} such errors; this is the first" if others else None
     if error["type"] == "missing":
         return ConfigError(f"{key} is missing", where=where, remedy=more)
     if error["type"] == "value_error":  # of a check of ours: it says what was found and what may be
         what = error["msg"].removeprefix("Value error, ")
         return ConfigError(f"bad value of {key or 'the config'}: {what}", where=where, remedy=more)
+    kinds = [
+        "a path" if one["type"] == "path_type" else one["msg"]
+        for one, its in zip(errors, keys, strict=True)
+        if its == key
+    ]  # of a union, each
     return ConfigError(
         f"bad value of {key or 'the config'}",
         where=where,
         found=None if isinstance(error["input"], dict) else error["input"],
-        allowed=error["msg"].removeprefix("Input should be "),
+        allowed=" or ".join(kind.removeprefix("Input should be ") for kind in kinds),
         remedy=more,
     )
+
+
+def _key(place: tuple[str | int, ...]) -> str:
+    """The dotted key of a place that pydantic names, without the member of a union that it tried."""
+    depth = 3 if place[:1] == ("mixture",) else 2
+    return ".".join(str(part) for i, part in enumerate(place) if i < depth or isinstance(part, int))

@@ -7,6 +7,7 @@ changes is all that its file says.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,37 @@ def make_room(data: dict[str, Any], given: set[str]) -> None:
             section, _, leaf = key.partition(".")
             if isinstance(table := data.get(section), dict):
                 table.pop(leaf, None)
+
+
+def place_of(key: Iterable[str | int], files: Iterable[Path]) -> str | None:
+    """FILE, line N: where `key` is, or as much of its beginning as is anywhere; None: nowhere.
+
+    Of several files the first that has most of it.
+    """
+    asked = tuple(map(str, key))
+    most, place = 0, None
+    for file in files:
+        table: tuple[str, ...] = ()
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+            header = line.lstrip().startswith("[")
+            names = _names(line) if header else table + _names(line.partition("=")[0] + "= 0")
+            if len(names) > most and names == asked[: len(names)]:
+                most, place = len(names), f"{file}, line {number}"
+            table = names if header and names else table
+    return place
+
+
+def _names(toml: str) -> tuple[str, ...]:
+    """("a", "b") of "[a.b]" and of "a.b = 0"; none of what is not TOML by itself."""
+    names: tuple[str, ...] = ()
+    try:
+        found: Any = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError:
+        return names
+    while isinstance(found, dict) and len(found) == 1:
+        ((name, found),) = found.items()
+        names += (name,)
+    return names
 
 
 def _laid_over(below: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
