@@ -6,6 +6,7 @@ State is the step, the seed and the schedules so far; loading it plans a window 
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -62,6 +63,12 @@ class CurriculumLoader:
         mixture: Mixture | None = None,
         window_tokens: int | None = None,
     ) -> None:
+        _check_kind("store", store, Store, "Store.open(PATH)")
+        _check_kind("schedule", schedule, Schedule, "Schedule.linear(...)")
+        if mixture is not None:
+            _check_kind("mixture", mixture, Mixture, "Mixture(...)")
+        numbers = {"rank": rank, "world_size": world_size, "prefetch": prefetch}
+        rank, world_size, prefetch = (_whole(name, given) for name, given in numbers.items())
         if not 0 <= rank < world_size:
             raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
         if prefetch < 1:
@@ -134,9 +141,12 @@ class CurriculumLoader:
         `earlier`: schedules before this loader's that had too many lengths for a state to list: see `saved`.
         """
         window_tokens = self._check_identity(state)
-        step = int(state["step"])
+        step = state["step"]
         asked = self.order.asked[-1][1]
-        schedules = schedules_of(state["schedules"], asked, earlier)
+        try:
+            schedules = schedules_of(state["schedules"], asked, earlier)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise _no_state(state) from error
         if schedules[-1][1].raised_to(None) != asked.raised_to(None):
             if not change_schedule:
                 raise RunError(
@@ -163,6 +173,7 @@ class CurriculumLoader:
 
     def change_schedule(self, schedule: Schedule) -> None:
         """Go on with `schedule` from the next batch on: what was served stays served. See `Order.changed_at`."""
+        _check_kind("schedule", schedule, Schedule, "Schedule.linear(...)")
         order = self.order.changed_at(self.step, schedule)
         _check_ranks(order.schedule, self.world_size)
         self.close()
@@ -181,6 +192,8 @@ class CurriculumLoader:
 
     def _check_identity(self, state: dict[str, Any]) -> int:
         """Raise RunError where `state` is not of this loader's store, seed and mixture; returns its window_tokens."""
+        if not isinstance(state, dict) or "version" not in state:
+            raise _no_state(state)
         identity = self._identity()
         if self._any_window and isinstance(of_state := state.get("window_tokens"), int) and of_state > 0:
             identity["window_tokens"] = of_state
@@ -192,12 +205,8 @@ class CurriculumLoader:
                     allowed=f"{value} (this loader)",
                     remedy="resume with what the state was made with, or begin another run",
                 )
-        if not state.get("schedules") or "step" not in state:
-            raise RunError(
-                "not a loader's state",
-                found=", ".join(sorted(state)),
-                allowed="what state_dict() gave, whole: with step and schedules",
-            )
+        if not state.get("schedules") or type(state.get("step")) is not int:
+            raise _no_state(state)
         return int(identity["window_tokens"])
 
     def close(self) -> None:
@@ -250,6 +259,26 @@ def full_length_batches(store: Store, seqlen: int, sequences: int) -> Iterator[B
 def _cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_kind(name: str, given: object, kind: type, remedy: str) -> None:
+    if not isinstance(given, kind):
+        raise ConfigError(f"{name} is not a {kind.__name__}", found=repr(given)[:80], remedy=f"give {remedy}")
+
+
+def _whole(name: str, given: Any) -> int:
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise ConfigError(f"{name} is a whole number", found=repr(given)) from None
+
+
+def _no_state(state: Any) -> RunError:
+    return RunError(
+        "not a loader's state, or a damaged one",
+        found=repr(state)[:200],
+        allowed="what state_dict() gave, whole: with version, step and schedules",
+    )
 
 
 def _check_ranks(schedule: Schedule, world_size: int) -> None:

@@ -13,6 +13,9 @@ from curriculum.schedule import Schedule
 from curriculum.window import WINDOW_SHAPES, WINDOW_TOKENS, Corpus, shards_of
 from pipeline.errors import ConfigError
 
+MOST_SEEDS = 1 << 63
+"""Others would give the order of one below: keys have so many bits."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -41,10 +44,12 @@ class Order:
 
         Raises ConfigError where the schedule or the mixture asks for more than there is.
         """
-        if not isinstance(seed, int) or seed < 0:
-            raise ConfigError("a seed is a whole number", found=repr(seed), allowed="0 or more, an int")
-        if window_tokens is not None and window_tokens < 1:
-            raise ConfigError("window_tokens must be positive", found=window_tokens, allowed="1 or more")
+        if type(seed) is not int or not 0 <= seed < MOST_SEEDS:
+            raise ConfigError("a seed is a whole number", found=repr(seed), allowed="an int, 0 to 2**63 - 1")
+        if window_tokens is not None and (type(window_tokens) is not int or window_tokens < 1):
+            raise ConfigError(
+                "window_tokens must be positive", found=repr(window_tokens), allowed="an int, 1 or more"
+            )
         if mixture and schedule.planner != "dealing":
             raise ConfigError("sources are mixed by dealing alone", found=schedule.planner, allowed="dealing")
         schedule = mixture.check(schedule, source_tokens(corpus)) if mixture else resolve(schedule, corpus)

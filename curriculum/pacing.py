@@ -35,6 +35,9 @@ CONTEXT = decimal.Context(prec=50, rounding=decimal.ROUND_HALF_EVEN)
 TIE = 10**30
 """Fractions of a step below 1 / TIE are none: an exact tie must not depend on the last digit."""
 
+MOST_LENGTHS = 1 << 20
+"""Lengths that a ramp goes through at most."""
+
 
 @dataclass(frozen=True)
 class Pacing:
@@ -143,9 +146,11 @@ def table(*, table: Sequence[Sequence[int]], table_unit: Literal["steps", "token
     """Rows of (at, seqlen), the first at 0, increasing: any schedule whatever."""
     if table_unit not in ("steps", "tokens"):
         raise ConfigError("unknown unit of a table", found=table_unit, allowed="steps, tokens")
-    odd = next((row for row in table if len(row) != 2), None)
+    odd = next((row for row in table if not isinstance(row, Sequence) or len(row) != 2), None)
     if not table or odd is not None:
-        raise ConfigError("a table has rows of two numbers", found=odd or "none", allowed=f"[{table_unit}, seqlen]")
+        raise ConfigError(
+            "a table has rows of two numbers", found="none" if odd is None else odd, allowed=f"[{table_unit}, seqlen]"
+        )
     if min(seqlen for _, seqlen in table) < 1:
         require_positive(**{f"seqlen of row {i}": seqlen for i, (_, seqlen) in enumerate(table)})
     wrong = next((f"{late} after {early}" for (early, _), (late, _) in pairwise(table) if late <= early), None)
@@ -243,6 +248,13 @@ def require_multiples(start: int, end: int, multiple: int) -> None:
 
 def _ramp(start: int, end: int, multiple: int, reach: Reach, unit: Literal["steps", "tokens"]) -> Pacing:
     require_multiples(start, end, multiple)
+    if (lengths := abs(end - start) // multiple) > MOST_LENGTHS:
+        raise ConfigError(
+            "a ramp of too many lengths",
+            found=f"{lengths:,} from seqlen_start = {start:,} to seqlen_end = {end:,}",
+            allowed=f"{MOST_LENGTHS:,}",
+            remedy="raise seqlen_multiple, or end sooner",
+        )
     first = 1 if unit == "steps" else 0  # the step counted 1 is step 0; no token is seen before it
     points = {0: start}
     for value in range(start, end, multiple if end > start else -multiple):

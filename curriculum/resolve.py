@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 
 from curriculum.schedule import Schedule
-from curriculum.settings import SEQUENCES
+from curriculum.settings import MOST_TOKENS, SEQUENCES
 from pipeline.amount import amount
 from pipeline.errors import ConfigError
 
@@ -19,6 +19,12 @@ def resolved(schedule: Schedule, store_tokens: int, bucket_sequences: list[int] 
         return _decomposed(schedule, store_tokens, bucket_sequences)
     if schedule.epochs is not None:
         tokens = schedule.epochs * store_tokens
+        if tokens >= MOST_TOKENS:
+            raise ConfigError(
+                "more epochs than can be counted",
+                found=f"{schedule.epochs:,} of {store_tokens:,} tokens",
+                allowed=f"below {MOST_TOKENS:,} tokens",
+            )
         if schedule.planner == "truncate":
             tokens = _tokens_after_cutting(schedule, tokens)
         return dataclasses.replace(schedule, total_tokens=tokens, epochs=None, max_epochs=schedule.epochs)

@@ -110,7 +110,7 @@ class Schedule:
             raise ConfigError("a function is asked for one step at least", found=f"steps = {steps}")
         rows: list[list[int]] = []
         for step in range(steps):
-            seqlen = int(seqlen_at(step))
+            seqlen = seqlen_at(step)
             if not rows or seqlen != rows[-1][1]:
                 rows.append([step, seqlen])
         return cls.table(table=rows, **run)

@@ -8,6 +8,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from curriculum import pacing as ramps
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
@@ -36,6 +38,10 @@ WHOLE = {
     *BATCH_KEYS,
 }
 """Settings that are whole numbers."""
+WHOLE_LISTS = {"seqlens", "boundaries", "boundaries_tokens", "table"}
+"""Settings that are lists of whole numbers, or of lists of them."""
+MOST_TOKENS = 1 << 62
+"""Tokens are counted in int64."""
 CONTROLS = ("batch_warmup",)
 DEALINGS = {"pack": "dealing", "truncate": "truncate"}
 """`dealing` in [curriculum] -> the planner."""
@@ -66,7 +72,9 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
     curriculum, batch, run = _whole(curriculum), _whole(batch), _whole(run)
     settings = {key: value for key, value in curriculum.items() if value is not None}
     size = {key: batch.get(key) for key in BATCH_KEYS}
-    end = end_of_run(run.get("total_tokens"), run.get("epochs"), run.get("max_epochs") or 1)
+    end = end_of_run(
+        run.get("total_tokens"), run.get("epochs"), 1 if run.get("max_epochs") is None else run["max_epochs"]
+    )
     made = {**end, "settings": {"curriculum": dict(settings), "batch": size}}
     name = settings.pop("pacing", "constant")
     if name == "buckets":
@@ -147,6 +155,8 @@ def end_of_run(total_tokens: int | None, epochs: int | None, max_epochs: int) ->
     exactly_one(total_tokens=total_tokens, epochs=epochs)
     if max_epochs < 1:
         raise ConfigError("max_epochs must be positive", found=max_epochs, allowed="1 or more")
+    if (total_tokens or 0) >= MOST_TOKENS:
+        raise ConfigError("total_tokens cannot be counted", found=total_tokens, allowed=f"below {MOST_TOKENS:,}")
     return {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
 
 
@@ -169,7 +179,22 @@ def _whole(table: dict[str, Any]) -> dict[str, Any]:
                 table = {**table, key: operator.index(value)}
             except TypeError:
                 raise ConfigError(f"{key} is a whole number", found=repr(value), allowed="such as 1_000") from None
+            if isinstance(value, bool):
+                raise ConfigError(f"{key} is a whole number", found=value, allowed="such as 1_000")
+        elif key in WHOLE_LISTS and value is not None:
+            table = {**table, key: _whole_list(key, value)}
     return table
+
+
+def _whole_list(key: str, value: Any) -> Any:
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of several lengths: for the pacing to say
+        return value
+    whole = numbers.dtype.kind in "iu" or all(type(number) is int for number in numbers.flat)  # beyond 64 bits
+    if not (numbers.ndim and whole):
+        raise ConfigError(f"{key} is a list of whole numbers", found=repr(value)[:80])
+    return numbers.tolist()
 
 
 def _choice(settings: dict[str, Any], key: str, default: str | None, allowed: tuple[str, ...]) -> Any:

@@ -82,6 +82,8 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
         kind = np.asarray(given).dtype
         if kind.kind not in "iu" and np.size(given):
             raise ConfigError("a number of tokens is a whole number", found=f"{name} of {kind}", allowed="integers")
+    if np.ndim(lengths) > 1 or np.ndim(seqlen):
+        raise ConfigError("lengths is a list of numbers, seqlen is one", found=f"{np.shape(lengths)}, {seqlen}")
     lengths = np.ascontiguousarray(lengths, dtype=np.int64)
     if seqlen < 1:
         raise ConfigError("a sequence needs at least one token", found=f"seqlen {seqlen}", allowed="1 or more")

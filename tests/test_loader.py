@@ -229,7 +229,16 @@ def test_batches_stay_as_they_are_while_they_are_held(store, schedule, held, eve
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"prefetch": 0}, "prefetch"), ({"seed": -1}, "seed"), ({"seed": "1"}, "seed")]
+    ("changes", "message"),
+    [
+        ({"prefetch": 0}, "prefetch must be positive"),
+        ({"prefetch": 1.5}, "prefetch is a whole number"),
+        ({"rank": "0"}, "rank is a whole number"),
+        ({"world_size": 2.0}, "world_size is a whole number"),
+        *(({"seed": seed}, "0 to 2\\*\\*63 - 1") for seed in (-1, "1", True, 1.0, 1 << 63)),
+        ({"window_tokens": 1.5}, "window_tokens must be positive"),
+        ({"mixture": {"a": 1}}, "mixture is not a Mixture"),
+    ],
 )
 def test_what_no_loader_can_have_is_refused(tmp_path, changes, message):
     write_store(tmp_path, documents_of([9, 9]))
@@ -237,8 +246,34 @@ def test_what_no_loader_can_have_is_refused(tmp_path, changes, message):
     schedule = Schedule.constant(seqlen=4, global_batch_sequences=1, epochs=1)
     with pytest.raises(ConfigError, match=message):
         CurriculumLoader(store, schedule, **{"seed": 1, **changes})
-    loader = CurriculumLoader(store, schedule, seed=1)
+
+
+@pytest.mark.parametrize("given", ["a path", None, 3])
+def test_what_is_no_store_and_no_schedule_is_refused_with_how_to_get_one(store, given):
+    schedule = Schedule.linear(**RAMP, epochs=1)
+    with pytest.raises(ConfigError, match=r"store is not a Store[\s\S]*Store\.open"):
+        CurriculumLoader(given, schedule, seed=1)
+    with pytest.raises(ConfigError, match=r"schedule is not a Schedule[\s\S]*Schedule\.linear"):
+        CurriculumLoader(store, given, seed=1)
+    with pytest.raises(ConfigError, match="schedule is not a Schedule"):
+        CurriculumLoader(store, schedule, seed=1).change_schedule(given)
+
+
+NO_SCHEDULES = ([], None, 5, [[0]], [[0, {}]], [[0, None]], [["x", {}]], [[0, 5]], [[0, {"phases": {}}]])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"step": step} for step in (None, "x", math.nan, 1.5, True)),
+        *({"schedules": schedules} for schedules in NO_SCHEDULES),
+        {"schedules": [[0, {"total_tokens": 1, "epochs": None, "max_epochs": 1, "settings": {}}]]},
+    ],
+)
+def test_a_state_that_is_damaged_is_refused_and_changes_nothing(store, changes):
+    loader = CurriculumLoader(store, Schedule.linear(**RAMP, epochs=1), seed=1)
     state = loader.state_dict()
-    del state["schedules"]
-    with pytest.raises(RunError, match="not a loader's state"):
-        loader.load_state_dict(state)
+    for damaged in ({**state, **changes}, {}, None, [], "x"):
+        with pytest.raises(RunError, match="not a loader's state, or a damaged one"):
+            loader.load_state_dict(damaged)
+    assert loader.state_dict() == state

@@ -200,3 +200,9 @@ def test_what_is_no_whole_number_is_refused_not_cut_down(lengths, seqlen):
     with pytest.raises(ConfigError, match="whole number"):
         pack(np.array(lengths), seqlen)
     assert pack([], 8).sequences == 0
+
+
+@pytest.mark.parametrize(("lengths", "seqlen"), [([[3, 4]], 8), ([3], [8])])
+def test_what_is_not_one_list_and_one_number_is_refused(lengths, seqlen):
+    with pytest.raises(ConfigError, match="lengths is a list of numbers"):
+        pack(lengths, seqlen)

@@ -207,6 +207,10 @@ def test_a_batch_warmup_needs_a_schedule_that_ends_at_its_longest():
         ({"seqlen_start": "8"}, "seqlen_start is a whole number"),
         ({"global_batch_sequences": 6.5}, "global_batch_sequences is a whole number"),
         ({"epochs": None, "total_tokens": 1e6}, r"total_tokens is a whole number[\s\S]*1000000.0"),
+        ({"seqlen_multiple": True}, "seqlen_multiple is a whole number"),
+        ({"max_epochs": 0}, "max_epochs must be positive"),
+        ({"epochs": None, "total_tokens": 1 << 62}, "total_tokens cannot be counted"),
+        ({"seqlen_end": 1 << 40}, r"too many lengths[\s\S]*137,438,953,471 from"),
         ({"epoch": 1}, r"epoch not used[\s\S]*epochs"),
     ],
 )
@@ -220,3 +224,22 @@ def test_numpy_numbers_become_plain_ones():
     given = {"seqlen_start": 8, "seqlen_end": 64, "duration_steps": 9, "epochs": 1}
     schedule = Schedule.linear(**given, global_batch_sequences=np.int64(4))
     assert json.loads(json.dumps(to_json(schedule)))["settings"]["batch"]["global_batch_sequences"] == 4
+
+
+@pytest.mark.parametrize("table", [[[0, 8.5]], [["a", 8]], [[0, None]], "8", 8, [[0, True], [2, None]]])
+def test_a_table_is_of_whole_numbers(table):
+    with pytest.raises(ConfigError, match="table is a list of whole numbers"):
+        Schedule.table(table=table, global_batch_sequences=4, epochs=1)
+
+
+def test_a_table_may_be_an_array_and_its_state_is_plain_json():
+    rows = [[0, 8], [3, 16]]
+    of_array = Schedule.table(table=np.array(rows), global_batch_sequences=4, epochs=1)
+    assert of_array == Schedule.table(table=rows, global_batch_sequences=4, epochs=1)
+    assert json.loads(json.dumps(of_array.settings))["curriculum"]["table"] == rows
+
+
+def test_more_epochs_than_can_be_counted_are_refused():
+    schedule = Schedule.constant(seqlen=8, global_batch_sequences=4, epochs=1 << 61)
+    with pytest.raises(ConfigError, match="more epochs than can be counted"):
+        schedule.resolve(2)
