@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from train.attention import Sight, sight_of_positions
 from train.config import PRESETS, ModelConfig
-from train.model import GPT2
-from train.rotary import rotate, rotation
+from train.model import GPT2, rotate, rotation
 
 CONFIG = {"layers": 2, "width": 32, "heads": 2}
 

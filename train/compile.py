@@ -22,8 +22,7 @@ from torch import Tensor
 
 from train.attention import Sight
 from train.loss import log_likelihoods
-from train.model import GPT2, Block
-from train.rotary import Rotation
+from train.model import GPT2, Block, Rotation
 
 STATIC_SHAPES = 2
 """Shapes with a graph of their own: constant length has one or two (an uneven last micro-batch), a ramp its end."""

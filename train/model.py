@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from train.attention import Sight, attend, sight_of_positions
 from train.config import ModelConfig
 from train.loss import Kernel, cross_entropy, log_likelihoods
-from train.rotary import Rotation, rotate, rotation
 
 VOCAB_MULTIPLE = 128
 """The embedding is padded to a multiple of this: matrix products are faster. The extra ids never occur
 and have no probability: logits are without them, the loss counts only real ids."""
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of rotary positions, float32 [B, L, 1, D / 2]."""
 
 
 class Attention(nn.Module):
@@ -128,3 +129,20 @@ class GPT2(nn.Module):
     def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, sight: Sight | None = None) -> Tensor:
         """`forward` with labels."""
         return self(input_ids, position_ids, sight, labels)  # type: ignore[no-any-return]
+
+
+def rotation(position_ids: Tensor, head_size: int, theta: float) -> Rotation:
+    """RoPE (Su et al. 2021, arXiv 2104.09864) of int64 [B, L] ids: pair i turns by position * theta ** (-2 i / D).
+
+    The halves of a head make the pairs, as GPT-NeoX and Llama have it: element i turns with element i + D / 2.
+    """
+    pairs = torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids.float()[..., None, None] * theta ** (-pairs / head_size)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Queries or keys x [B, L, H, D], turned; float32 inside, the dtype of x outside."""
+    cos, sin = by
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
