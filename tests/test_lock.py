@@ -13,13 +13,12 @@ from runs import config_of, tiny_store
 
 from pipeline.errors import RunError
 from train import loop
-from train.folder import CONFIG_NAME, write_config
-from train.lock import LOCK_NAME, locked
+from train.folder import CONFIG_NAME, LOCK_NAME, locked, write_config
 
 HOLD = """
 import sys
 from pathlib import Path
-from train.lock import locked
+from train.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -14,8 +14,7 @@ from typing import Any
 
 from pipeline.errors import SlwError
 from train.figures import SPIKE_RATIOS, Curves, Figures, figures, reached, read_curves
-from train.folder import FREE_KEYS
-from train.replay import config_of_flat
+from train.folder import FREE_KEYS, config_of_flat
 from train.stability import SPIKE_RATIO
 from train.statistics import Mean, mean_of
 

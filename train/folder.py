@@ -1,18 +1,28 @@
-"""RUN/config.json: what a run folder was begun with; another run does not go on in it."""
+"""A run folder: config.json tells what it was begun with, so that no other run goes on in it; .lock keeps it to one.
+
+The lock is one that the kernel takes back when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.writer import write_json
 from train.config import Config
-from train.lock import LOCK_NAME
+from train.config_file import parse_config
 
 CONFIG_NAME = "config.json"
+LOCK_NAME = ".lock"
 OURS = (LOCK_NAME, f".{CONFIG_NAME}.")
 """What a run that was killed at once may have left."""
 FREE_KEYS = {
@@ -46,6 +56,28 @@ def flat(config: Config) -> dict[str, Any]:
     data = config.model_dump(mode="json")
     pairs = ((section, value if isinstance(value, dict) else {"": value}) for section, value in data.items())
     return {f"{section}.{key}".rstrip("."): value for section, part in pairs for key, value in part.items()}
+
+
+def config_of_flat(flat: dict[str, Any], *, where: str) -> Config:
+    """The inverse of `flat`. Raises ConfigError as `parse_config` does."""
+    nested: dict[str, dict[str, object]] = {}
+    for key, value in flat.items():
+        section, _, leaf = key.partition(".")
+        if leaf:
+            nested.setdefault(section, {})[leaf] = value
+        else:
+            nested[section] = value
+    return parse_config(nested, where=where)
+
+
+def config_of_run(run: Path) -> Config:
+    """What RUN was started with. Raises RunError where there is no run."""
+    if not (run / CONFIG_NAME).is_file():
+        raise RunError("not a run", where=run, remedy="train one: slw-train run CONFIG.toml")
+    flat = json.loads((run / CONFIG_NAME).read_bytes())
+    if "model_type" in flat:
+        raise RunError("not a run but a Hugging Face folder", where=run, remedy="slw-train eval takes it as --hf DIR")
+    return config_of_flat(flat, where=str(run / CONFIG_NAME))
 
 
 def check_folder(folder: Path, config: Config, change_schedule: bool, force: bool = False) -> None:
@@ -90,3 +122,50 @@ def clear(folder: Path) -> None:
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == CONFIG_NAME):
         if entry.name != LOCK_NAME:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold RUN/.lock, which names us. Raises RunError where another process does, naming that; or cannot write."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError("cannot write here", where=run, found=error, remedy="choose another run.dir") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                "another run is at work in this folder",
+                where=run,
+                found=_holder(handle),
+                remedy="wait, or stop it with SIGTERM: it writes a checkpoint, and this command goes on from there; "
+                "or choose another run.dir",
+            ) from None
+        except OSError as error:
+            raise RunError(
+                "this file system has no locks, by which a second run is kept out",
+                where=run,
+                found=error,
+                remedy="choose a run.dir on another one; or have it mounted with locks (Lustre: -o flock)",
+            ) from error
+        _sign(handle)
+        yield
+    finally:
+        os.close(handle)  # the file stays: who waits for it must not lock one that is no longer there
+
+
+def _sign(handle: int) -> None:
+    facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, and what is really written will say so
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(facts).encode(), 0)
+
+
+def _holder(handle: int) -> str:
+    try:
+        facts = json.loads(os.pread(handle, 1000, 0))
+        return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that has not said which it is"

@@ -15,8 +15,7 @@ from train import checkpoint
 from train.config import Config
 from train.determinism import deterministic
 from train.distributed import Ranks, digest, together
-from train.folder import check_folder, clear, write_config
-from train.lock import locked
+from train.folder import check_folder, clear, locked, write_config
 from train.out_of_memory import out_of_memory_explained
 from train.recovery import recover
 from train.report import Report

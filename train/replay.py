@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from curriculum.loader import CurriculumLoader
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train import checkpoint
-from train.config import Config
-from train.config_file import load_config, parse_config
-from train.folder import CONFIG_NAME
-
-
-def config_of_run(run: Path) -> Config:
-    """What RUN was started with. Raises RunError where there is no run."""
-    if not (run / CONFIG_NAME).is_file():
-        raise RunError("not a run", where=run, remedy="train one: slw-train run CONFIG.toml")
-    flat = json.loads((run / CONFIG_NAME).read_bytes())
-    if "model_type" in flat:
-        raise RunError("not a run but a Hugging Face folder", where=run, remedy="slw-train eval takes it as --hf DIR")
-    return config_of_flat(flat, where=str(run / CONFIG_NAME))
-
-
-def config_of_flat(flat: dict[str, Any], *, where: str) -> Config:
-    """The inverse of `train.folder.flat`. Raises ConfigError as `parse_config` does."""
-    nested: dict[str, dict[str, object]] = {}
-    for key, value in flat.items():
-        section, _, leaf = key.partition(".")
-        if leaf:
-            nested.setdefault(section, {})[leaf] = value
-        else:
-            nested[section] = value
-    return parse_config(nested, where=where)
+from train.config_file import load_config
+from train.folder import config_of_run
 
 
 def loader_of(

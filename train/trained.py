@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from pipeline.errors import RunError
 from pipeline.reader import Store
 from train import checkpoint, huggingface
+from train.folder import config_of_run
 from train.huggingface import Shape
 from train.model import GPT2
-from train.replay import config_of_run
 
 TOKENIZER_NAME = "tokenizer.json"
 WEIGHTS = (checkpoint.MODEL_NAME,)
