@@ -23,7 +23,7 @@ from torch._subclasses import fake_tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from train import checkpoint, loop, snapshot, state, warmup  # noqa: E402
+from train import checkpoint, loop, state, warmup  # noqa: E402
 from train import run as runs  # noqa: E402
 from train.compile import Compiler  # noqa: E402
 from train.data import InFlight  # noqa: E402
@@ -108,7 +108,7 @@ def installed():
         return {name: MODE.from_tensor(tensor) for name, tensor in found.items()}
 
     checkpoint.write, checkpoint.load_file = written, loaded
-    for module in (snapshot, state, warmup):
+    for module in (state, warmup):
         module.random_state, module.load_random_state = dict, lambda states: None
 
 

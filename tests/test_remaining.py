@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.remaining import RECENT_S, TimeLeft, detail, duration, quantity
+from train.report import RECENT_S, TimeLeft, detail, duration, quantity
 
 LINE = {"step": 1200, "seqlen": 256, "tokens_seen": 4_560_000, "loss": 3.2149, "loss_ratio": 1.018}
 LINE |= {"tokens_per_s": 123_456.0, "mfu": 0.412}

@@ -15,7 +15,7 @@ from train import run as runs
 from train import warmup
 from train.compile import Compiler
 from train.run import Run
-from train.snapshot import load_random_state, model_tensors, optimizer_tensors, random_state
+from train.state import load_random_state, model_tensors, optimizer_tensors, random_state
 from train.warmup import Shape, largest_first, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

@@ -24,7 +24,7 @@ from pipeline.packing import Packed
 from train.compile import STATIC_SHAPES, sizes_of
 from train.data import row_parts
 from train.out_of_memory import largest_that_fits, out_of_memory_explained
-from train.snapshot import load_random_state, random_state
+from train.state import load_random_state, random_state
 
 if TYPE_CHECKING:
     from train.run import Run
