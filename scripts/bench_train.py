@@ -28,9 +28,8 @@ from synthetic import write_synthetic_store
 from pipeline.reader import Store
 from train.config import Config
 from train.config_file import parse_config
-from train.forecast import parameters
 from train.run import Run
-from train.utilisation import flops_per_token, peak_tflops, utilisation
+from train.utilisation import flops_per_token, parameters, peak_tflops, utilisation
 
 SETTLING_STEPS = 2
 """At each length before the clock starts."""
@@ -160,7 +159,7 @@ class Lent:
 def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path) -> Iterator[dict[str, Any]]:
     device = ours.run.device
     cuda = device.type == "cuda"
-    count, peak = parameters(config, args.vocab_size), args.peak_tflops or peak_tflops(device)
+    count, peak = parameters(config.model, args.vocab_size), args.peak_tflops or peak_tflops(device)
     before = torch.cuda.memory_allocated() if cuda else 0
     plain = plain_of(args, config, ours, folder) if args.nanogpt else None
     for seqlen in args.lengths:

@@ -5,14 +5,14 @@ import torch
 
 from train.config import ModelConfig
 from train.model import GPT2
-from train.utilisation import flops_per_token, peak_of_name, peak_tflops, utilisation, weights_multiplied
+from train.utilisation import flops_per_token, parameters, peak_of_name, peak_tflops, utilisation
 
 
 def test_flops_are_those_of_the_formula():
     config = ModelConfig(layers=3, width=64, heads=2)
     with torch.device("meta"):
         model = GPT2(config, 1000, 32)
-    count = weights_multiplied(model)
+    count = parameters(config, 1000)
     assert count == sum(p.numel() for name, p in model.named_parameters() if name != "positions.weight")
     assert flops_per_token(config, count, 128) == 6 * count + 12 * 3 * 64 * 128
 

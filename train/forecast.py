@@ -1,9 +1,7 @@
 """What a planned run asks of the trainer: learning rates at its landmarks, shapes to compile, FLOPs, hours.
 
-FLOPs of one token, forward and backward: 6 N + 12 * layers * width * L, N the parameters that take part in matrix
-products (all but positions), L how far attention reaches: Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B.
-It counts attention as if every token saw all L positions, so it is an upper bound: a causal kernel does half of that
-part, and one that skips what a document mask hides does `attention_flops_documents`.
+FLOPs are those of train/utilisation.py, as if every token saw as far as attention may reach. An upper bound: a causal
+kernel does half of attention's part, one that skips what documents hide does `attention_flops_documents`.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from pipeline.amount import amount
 from pipeline.reader import Store
 from train.config import Config
 from train.data import row_parts
-from train.model import VOCAB_MULTIPLE
 from train.optimizer import learning_rate
+from train.utilisation import attention_flops, flops_per_token, parameters
 from train.warmup import CPU_TOKENS
 
 
@@ -85,7 +83,7 @@ def forecast(config: Config, *, rehearsed: bool = True, tflops: float | None = N
     table = plan(schedule, store)
     if rehearsed:
         table = dataclasses.replace(table, ledger=rehearse(loader))
-    cost = _cost(config, schedule, parameters(config, store.manifest.vocab_size), table, tflops)
+    cost = _cost(config, schedule, parameters(config.model, store.manifest.vocab_size), table, tflops)
     return schedule, Forecast(table, landmarks(config, schedule), cost)
 
 
@@ -108,22 +106,11 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
     ]
 
 
-def parameters(config: Config, vocab_size: int) -> int:
-    """Parameters of the model that take part in matrix products: all but positions.
-
-    Added up by hand: to make the model, even without values, torch imports its compiler, half of what a plan takes.
-    """
-    width = config.model.width
-    tokens = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE * width
-    block = 12 * width**2 + 13 * width  # attention 4, the rest 8; biases 9, two norms of 2
-    return tokens + config.model.layers * block + 2 * width
-
-
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
     model, parts = config.model, stretches(schedule)
-    each = 12 * model.layers * model.width  # FLOPs of attention for one token that sees one position
+    each = attention_flops(model)
     attention = each * sum(part.tokens * part.phase.reach for part in parts)
-    flops = 6 * count * table.total_tokens + attention
+    flops = sum(part.tokens * flops_per_token(model, count, part.phase.reach) for part in parts)
     windows = any(part.phase.reach < part.phase.seqlen for part in parts)
     apart = model.mask == "document" and table.ledger is not None and not windows
     return Cost(

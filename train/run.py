@@ -33,7 +33,7 @@ from train.stability import AdamVariance, LossRatio, first_row, largest_attentio
 from train.start import shape_to_begin_with
 from train.state import Progressed
 from train.trained import load_hf_weights
-from train.utilisation import flops_per_token, peak_tflops, utilisation, weights_multiplied
+from train.utilisation import flops_per_token, parameters, peak_tflops, utilisation
 from train.validation import validation_loss
 from train.warmup import CPU_TOKENS, warm_up
 from train.watch import Watch, sentence, told
@@ -95,6 +95,7 @@ class Run:
         self.in_flight = InFlight()
         asked = config.batch.micro_batch_tokens
         self.micro_batch_tokens = asked if isinstance(asked, int) else CPU_TOKENS
+        self.weights = parameters(config.model, self.model.vocab_size)
         self.peak_tflops = config.run.peak_tflops or peak_tflops(self.device)
         self.parallel = Parallel(self.model, self.ranks, self.device, config.run.parallel, self.half)
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -213,7 +214,7 @@ class Run:
             self.at.clipped += figures["clipped"] > 0
             times = {"elapsed_s": self.at.elapsed_s, "tokens_per_s": done.targets / done.took_s}
             logit = figures["attention_logit_max"]
-            flops = flops_per_token(self.config.model, weights_multiplied(self.model), done.facts["seqlen"])
+            flops = flops_per_token(self.config.model, self.weights, done.facts["seqlen"])
             mfu = utilisation(times["tokens_per_s"], flops, self.peak_tflops, self.ranks.world_size)
             lines.append(
                 {

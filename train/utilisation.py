@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: what a run computes a second, over what its devices could.
+"""What a run computes: FLOPs of a token; and model FLOPs utilisation (MFU), these over what its devices could.
 
 FLOPs of one token, forward and backward: 6 N + 12 * layers * width * L (Chowdhery et al. 2022, PaLM, arXiv
 2204.02311, appendix B), N the parameters that take part in matrix products: all but positions, embeddings once since
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from train.config import ModelConfig
-from train.model import GPT2
+from train.model import VOCAB_MULTIPLE
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -35,15 +35,24 @@ PEAK_TFLOPS = {
 """Dense bfloat16 of a device, as its vendor states, by a part of its name; the longest part that fits counts."""
 
 
+def parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters that take part in matrix products: all but positions.
+
+    Added up by hand: to make the model, even without values, torch imports its compiler, half of what a plan takes.
+    """
+    tokens = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE * model.width
+    block = 12 * model.width**2 + 13 * model.width  # attention 4, the rest 8; biases 9, two norms of 2
+    return tokens + model.layers * block + 2 * model.width
+
+
 def flops_per_token(model: ModelConfig, parameters: int, seqlen: int) -> int:
-    """Forward and backward; `parameters` as in `train.forecast.parameters`."""
-    return 6 * parameters + 12 * model.layers * model.width * seqlen
+    """Forward and backward of one token in sequences of `seqlen`."""
+    return 6 * parameters + attention_flops(model) * seqlen
 
 
-def weights_multiplied(model: GPT2) -> int:
-    """Parameters that take part in matrix products: all but positions."""
-    positions = 0 if model.positions is None else model.positions.weight.numel()
-    return sum(parameter.numel() for parameter in model.parameters()) - positions
+def attention_flops(model: ModelConfig) -> int:
+    """The part of them that one position costs which a token sees."""
+    return 12 * model.layers * model.width
 
 
 def peak_tflops(device: torch.device) -> float | None:
