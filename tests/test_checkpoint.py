@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from pipeline.errors import RunError, StoreError
 from train import checkpoint, loop
+from train.checkpoint import Kept
+from train.config import RunConfig
 from train.saver import Saver
 
 DOCUMENT = Path(__file__).parents[1] / "docs/checkpoints.md"
@@ -27,15 +29,16 @@ WEIGHTS = {
     "odd": torch.tensor([True, False, True]),
     "whole": torch.tensor([[1 << 40, -1]]),
 }
+TWO = Kept(2)
 
 
 def fail(text):
     raise AssertionError(text)
 
 
-def write(run, step, weights=WEIGHTS, keep=2, **more):
+def write(run, step, weights=WEIGHTS, kept=TWO):
     moments = {"step:scalar": torch.tensor(float(step))}
-    return checkpoint.write(run, step, model=weights, optimizer=moments, state={"note": "é"}, keep=keep, **more)
+    return checkpoint.write(run, step, model=weights, optimizer=moments, state={"note": "é"}, kept=kept)
 
 
 def names(run):
@@ -104,15 +107,15 @@ def test_all_is_flushed_before_it_has_its_name_and_latest_comes_last(tmp_path, m
 
 def test_the_last_ones_every_nth_and_one_to_go_back_to_are_kept(tmp_path):
     for step in range(1, 24, 2):
-        write(tmp_path, step, keep=2, keep_every_steps=5)
+        write(tmp_path, step, kept=Kept(2, every_steps=5))
     assert names(tmp_path) == ["5", "15", "21", "23"]
-    write(tmp_path, 100_000_025, keep=2)  # more digits than the name has room for
+    write(tmp_path, 100_000_025, kept=TWO)  # more digits than the name has room for
     assert names(tmp_path) == ["23", "100000025"]
 
 
 def test_a_rollback_always_finds_one_far_enough_back_and_not_much_farther(tmp_path):
     for step in range(10, 100, 10):
-        write(tmp_path, step, keep=1, keep_steps_back=15)
+        write(tmp_path, step, kept=Kept(1, steps_back=15))
         steps = [checkpoint.step_of(folder) for folder in checkpoint.find(tmp_path)]
         assert steps == [s for s in (step - 20, step - 10, step) if s > 0]
 
@@ -177,7 +180,7 @@ def test_training_goes_on_while_a_copy_of_the_moment_is_written(tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "write_tensors", slow)
     weight, state = torch.zeros(5), {"list": [1]}
-    with Saver(tmp_path, keep=2) as saver:
+    with Saver(RunConfig(dir=tmp_path)) as saver:
         saver.save(1, model={"w": weight}, optimizer={}, state=state)
         assert going.wait(300)
         assert checkpoint.find(tmp_path) == []
@@ -197,7 +200,7 @@ def test_a_failure_while_the_newest_is_named_is_one_error_not_two(tmp_path, monk
         raise StoreError("cannot write", where=path, found="No space left on device", remedy="make room")
 
     monkeypatch.setattr(checkpoint, "write_bytes", full)
-    saver = Saver(tmp_path, keep=1)
+    saver = Saver(RunConfig(dir=tmp_path))
     saver.save(1, model=WEIGHTS, optimizer={}, state={})
     with pytest.raises(RunError) as failed:
         saver.wait()
@@ -205,7 +208,7 @@ def test_a_failure_while_the_newest_is_named_is_one_error_not_two(tmp_path, monk
 
 
 def test_a_failed_write_is_told_to_the_loop_and_keeps_the_one_before(tmp_path, monkeypatch):
-    saver = Saver(tmp_path, keep=1)
+    saver = Saver(RunConfig(dir=tmp_path))
     saver.save(1, model=WEIGHTS, optimizer={}, state={})
     saver.wait()
 

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,20 @@ Saved = tuple[Path, dict[str, Any]]
 """Folder and state of a checkpoint."""
 
 
-def write(
-    run: Path,
-    step: int,
-    *,
-    model: Tensors,
-    optimizer: Tensors,
-    state: Mapping[str, Any],
-    keep: int,
-    keep_every_steps: int | None = None,
-    keep_steps_back: int = 0,
-) -> Path:
-    """Write RUN/checkpoints/step-N, point LATEST at it and delete what `prune` lets go; returns the folder.
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay when one more is there."""
+
+    newest: int
+    """So many of the newest."""
+    every_steps: int | None = None
+    """Those at multiples of this, too."""
+    steps_back: int = 0
+    """And the newest that is so many or more steps older than the last, and all since: what rollbacks go back to."""
+
+
+def write(run: Path, step: int, *, model: Tensors, optimizer: Tensors, state: Mapping[str, Any], kept: Kept) -> Path:
+    """Write RUN/checkpoints/step-N, point LATEST at it and delete what is not `kept`; returns the folder.
 
     The tensors are on the CPU. Raises RunError where the disk is full or refuses: then nothing is half-written and
     the checkpoints that were there still are.
@@ -85,7 +88,7 @@ def write(
         sync(target.parent)
         sync(run)
         write_bytes(run / FOLDER / LATEST_NAME, f"{target.name}\n".encode())
-        prune(run, keep=keep, keep_every_steps=keep_every_steps, keep_steps_back=keep_steps_back)
+        prune(run, kept)
     except (OSError, StoreError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
@@ -97,21 +100,17 @@ def write(
     return target
 
 
-def prune(run: Path, *, keep: int, keep_every_steps: int | None = None, keep_steps_back: int = 0) -> None:
-    """Delete all but the last `keep` checkpoints and those at multiples of `keep_every_steps`.
-
-    And but the newest that is `keep_steps_back` or more steps older than the last, and all since: what this and later
-    rollbacks go back to.
-    """
+def prune(run: Path, kept: Kept) -> None:
+    """Delete all checkpoints but those `kept`."""
     found = find(run)
-    kept = set(found[-keep:])
-    if keep_every_steps:
-        kept |= {folder for folder in found if step_of(folder) % keep_every_steps == 0}
-    if keep_steps_back:
-        back = [folder for folder in found if step_of(folder) <= step_of(found[-1]) - keep_steps_back]
-        kept |= set(found[max(len(back) - 1, 0) :])
+    staying = set(found[-kept.newest :])
+    if kept.every_steps:
+        staying |= {folder for folder in found if step_of(folder) % kept.every_steps == 0}
+    if kept.steps_back:
+        back = [folder for folder in found if step_of(folder) <= step_of(found[-1]) - kept.steps_back]
+        staying |= set(found[max(len(back) - 1, 0) :])
     for folder in found:
-        if folder not in kept:
+        if folder not in staying:
             _discard(folder)
 
 

@@ -97,13 +97,6 @@ class Parallel:
             total |= {name: largest[name] for name in ("variance_max", "variance_argmax")}
         return total
 
-    def gathered(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Full tensors on rank 0's CPU, gathered one by one, {} on others; `tensors` itself if none is sharded."""
-        if self.kind != "fsdp":
-            return tensors
-        full = ((name, t.full_tensor() if isinstance(t, DTensor) else t) for name, t in tensors.items())
-        return {name: t.cpu() for name, t in full if self.ranks.first}
-
     def distributed(self, tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
         """Rank 0's `tensors` on all ranks; one called NAME or KIND:NAME is sharded as the parameter NAME is."""
         if not self.ranks.several:
@@ -128,6 +121,11 @@ class Parallel:
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor, or the whole of one that is not sharded; no copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all ranks, which all call this; one that is not sharded as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def kind_of(model: nn.Module, ranks: Ranks, device: torch.device, asked: str) -> Kind:

@@ -28,7 +28,7 @@ from train.optimizer import learning_rate, make_optimizer
 from train.parallel import Parallel, local, recompute_blocks, same_number
 from train.pending import Done, Pending
 from train.recovery import bad_step
-from train.saver import saver_of
+from train.saver import Saver
 from train.stability import AdamVariance, LossRatio, first_row, largest_attention_logit
 from train.start import shape_to_begin_with
 from train.state import Progressed
@@ -108,7 +108,7 @@ class Run:
         self.pending = Pending(self.ranks)
         self.faults = Faults()
         self.guard = Guard(config.run.on_nonfinite, self.device)
-        self.saver = saver_of(config.run)
+        self.saver = Saver(config.run)
         held_out = Store.open(config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:

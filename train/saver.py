@@ -10,29 +10,24 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from train import checkpoint
-from train.checkpoint import Tensors
+from train.checkpoint import Kept, Tensors
 from train.config import RunConfig
+from train.parallel import whole
 
 
 class Saver:
-    """Writes a run's checkpoints; `keep...` as in `checkpoint.prune`."""
+    """Writes the checkpoints of a run with these settings."""
 
-    def __init__(
-        self, run: Path, *, keep: int, keep_every_steps: int | None = None, keep_steps_back: int = 0
-    ) -> None:
-        self.run = run
-        self.keeping: dict[str, Any] = {
-            "keep": keep,
-            "keep_every_steps": keep_every_steps,
-            "keep_steps_back": keep_steps_back,
-        }
+    def __init__(self, settings: RunConfig) -> None:
+        self.run = settings.dir
+        back = settings.rollback_steps if settings.on_nonfinite == "rollback" else 0
+        self.kept = Kept(settings.keep_checkpoints, settings.keep_every_steps, back)
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -40,6 +35,7 @@ class Saver:
     def save(self, step: int, *, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> None:
         """Copy everything as it is now and write it in the background; waits where one is still being written.
 
+        Sharded tensors are gathered one by one: the other ranks call `whole`, of `model`, then of `optimizer`.
         Raises what kept the one before from being written.
         """
         self.wait()
@@ -52,7 +48,7 @@ class Saver:
             try:
                 if copied:
                     copied.synchronize()
-                checkpoint.write(self.run, step, model=weights, optimizer=moments, state=frozen, **self.keeping)
+                checkpoint.write(self.run, step, model=weights, optimizer=moments, state=frozen, kept=self.kept)
             except BaseException as failure:  # handed to the loop
                 self._failure = failure
 
@@ -84,20 +80,10 @@ class Saver:
 
     def _copy(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
         copies = {}
-        for name, tensor in tensors.items():
-            key = f"{part}/{name}"
+        for name, shard in tensors.items():
+            key, tensor = f"{part}/{name}", whole(shard)
             buffer = self._buffers.get(key)
             if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
                 buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[key] = copies[name] = buffer.copy_(tensor, non_blocking=True)
         return copies
-
-
-def saver_of(settings: RunConfig) -> Saver:
-    """The saver of a run with these settings."""
-    return Saver(
-        settings.dir,
-        keep=settings.keep_checkpoints,
-        keep_every_steps=settings.keep_every_steps,
-        keep_steps_back=settings.rollback_steps if settings.on_nonfinite == "rollback" else 0,
-    )

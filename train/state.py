@@ -15,6 +15,7 @@ from pipeline.errors import RunError
 from train import checkpoint
 from train.checkpoint import Saved, Tensors
 from train.faults import Faults
+from train.parallel import whole
 from train.stability import LossRatio
 from train.watch import Watch
 
@@ -52,10 +53,12 @@ def save(run: Run) -> None:
         "loader": {**run.loader.state_dict(), "step": run.at.step},  # not that of a step that was given up
         "random": random_state(),
     }
-    weights = run.parallel.gathered(model_tensors(run.model))
-    moments = run.parallel.gathered(optimizer_tensors(run.model, run.optimizer))
+    weights, moments = model_tensors(run.model), optimizer_tensors(run.model, run.optimizer)
     if run.ranks.first:
         run.saver.save(run.at.step, model=weights, optimizer=moments, state=state)
+    else:
+        for tensor in (*weights.values(), *moments.values()):
+            whole(tensor)
 
 
 def resume(run: Run, saved: Saved, change_schedule: bool) -> None:
