@@ -88,7 +88,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                 "width": config.model.width,
                 "vocab_size": args.vocab_size,
                 "mask": args.mask,
-                "half": ours.run.half,
+                "half": ours.run.parallel.half,
                 "compiled": ours.run.compiler is not None,
                 "micro_batch_tokens": ours.run.micro_batch_tokens,
                 "start_s": round(ours.start_s, 2),

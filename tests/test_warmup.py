@@ -89,7 +89,7 @@ def test_every_shape_of_the_run_is_known_before_it(store, tmp_path, micro_batch_
     this = Run(ramp(store, tmp_path / "none", batch__global_batch_sequences=5), quiet)
     formed = Counter()
     for batch in this.loader:
-        for part in this.parts(batch, micro_batch_tokens):
+        for part in this.feed.parts(batch, micro_batch_tokens):
             formed[Shape(part.labels.numel(), batch.seqlen)] += part.labels.numel()
     assert shapes_of(this.schedule, micro_batch_tokens) == formed
     ordered = largest_first(formed)
@@ -129,9 +129,9 @@ def test_a_step_is_that_of_the_mean_over_all_targets_in_any_number_of_micro_batc
     labels[:3, 1:] = NO_TARGET
     batch = replace(batch, labels=labels, targets=int((labels != NO_TARGET).sum()))
     this.micro_batch_tokens = -(-7 // parts) * batch.seqlen
-    split = list(this.parts(batch, this.micro_batch_tokens))
+    split = list(this.feed.parts(batch, this.micro_batch_tokens))
     assert [len(part.labels) for part in split] == {1: [7], 2: [3, 4], 3: [2, 2, 3]}[parts]
-    (whole,) = plain.parts(batch, labels.size)
+    (whole,) = plain.feed.parts(batch, labels.size)
     logits = plain.model(whole.input_ids, whole.position_ids, whole.sight)
     loss = F.cross_entropy(logits.flatten(0, 1), whole.labels.flatten(), ignore_index=NO_TARGET)
     loss.backward()

@@ -66,12 +66,22 @@ class Flat(NamedTuple):
         return capacity
 
 
-def flat_of(store: Store, model: ModelConfig, device: torch.device, half: bool) -> Flat | None:
-    """The flat layout where there are kernels for it; None: masks."""
-    dtype = torch.bfloat16 if half else torch.float32
-    if not has_varlen(device, dtype, model.width // model.heads):
-        return None
-    return Flat(store.tokens / max(1, store.documents))
+class Feed:
+    """Micro-batches on a device, in the layout of its kernels: flat where it has some for that, else with masks."""
+
+    def __init__(self, store: Store, model: ModelConfig, device: torch.device, half: bool) -> None:
+        self.device = device
+        self.mask = model.mask
+        kernels = has_varlen(device, torch.bfloat16 if half else torch.float32, model.width // model.heads)
+        self.flat = Flat(store.tokens / max(1, store.documents)) if kernels else None
+        self._in_flight = InFlight()
+
+    def parts(self, batch: Batch, most_tokens: int) -> Iterator[MicroBatch]:
+        """`micro_batches`, copied while the device computes."""
+        for part in micro_batches(batch, most_tokens, self.device, self.mask, self.flat):
+            if self.device.type == "cuda":  # before it is handed out: nobody may ask what comes after the last
+                self._in_flight.hold(batch)
+            yield part
 
 
 def micro_batches(

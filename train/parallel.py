@@ -48,9 +48,10 @@ class Parallel:
     def __init__(self, model: GPT2, ranks: Ranks, device: torch.device, asked: str, half: bool) -> None:
         self.ranks = ranks
         self.model = model
+        self.device = device
+        self.half = half
+        """Matrix products are of bfloat16."""
         self.kind: Kind = kind_of(model, ranks, device, asked)
-        self.half_by_sharding = half and self.kind == "fsdp"
-        """Blocks are gathered as bfloat16: instead of autocast."""
         self._replicas: nn.parallel.DistributedDataParallel | None = None
         if self.kind == "fsdp":
             _shard(model, ranks, device, half)
@@ -64,11 +65,18 @@ class Parallel:
 
     def loss(self, part: MicroBatch) -> Tensor:
         """`GPT2.loss` of this rank's micro-batch; all ranks call it equally often."""
-        loss: Tensor = (self._replicas or self.model.loss)(*part)
+        with self.autocast():
+            loss: Tensor = (self._replicas or self.model.loss)(*part)
         if self.kind == "fsdp" and not torch.is_grad_enabled():
             # No backward pass will: and `parameters()` would name the gathered ones, with gradients of their own.
             self.model.reshard()  # type: ignore[operator]
         return loss
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 matrix products, where asked for; shards are gathered as bfloat16 instead."""
+        if self.half and self.kind != "fsdp":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of a micro-batch: DDP reduces gradients at the `last` one of a step only."""

@@ -12,7 +12,6 @@ from pipeline.amount import amount
 from pipeline.errors import RunError
 from train import checkpoint
 from train.faults import WATCHED
-from train.pending import Fetched
 from train.state import load_weights
 
 if TYPE_CHECKING:
@@ -21,19 +20,18 @@ if TYPE_CHECKING:
 SHOWN_DOCUMENTS = 5
 
 
-def bad_step(run: Run, done: Fetched, figures: Mapping[str, Any]) -> dict[str, Any]:
+def bad_step(run: Run, facts: dict[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
     """The line of metrics of a step that is not finite; sets `run.bad` where the run must stop or roll back."""
-    run.at.elapsed_s += done.took_s
     wrong = {name: str(figures[name]) for name in WATCHED}  # JSON has no number for them
-    line = {**done.facts, "elapsed_s": round(run.at.elapsed_s, 4), "nonfinite": wrong}
+    line = {**facts, "elapsed_s": round(run.at.elapsed_s, 4), "nonfinite": wrong}
     settings, faults = run.config.run, run.faults
     if settings.on_nonfinite != "skip":
-        run.bad = {**figures, **done.facts}
+        run.bad = {**figures, **facts}
         return line
     faults.skip(line["step"] - 1)
     run.warn(f"step {line['step']:,} is not finite, its update is left out: loss {wrong['loss']}")
     if faults.in_a_row > settings.max_skips:
-        run.bad = {**figures, **done.facts}
+        run.bad = {**figures, **facts}
     return {**line, "skipped": faults.skipped}
 
 

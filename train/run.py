@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,26 +12,24 @@ from torch import Tensor
 from curriculum.adaptive import Calm
 from curriculum.batch import Batch
 from curriculum.schedule import Schedule
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 from train.checkpoint import Saved
 from train.clipping import Clipping
 from train.compile import Compiler
 from train.config import Config
-from train.data import InFlight, MicroBatch, allocate_pinned, flat_of, micro_batches, row_parts
+from train.data import Feed, allocate_pinned, micro_batches, row_parts
 from train.distributed import Ranks, device_of, digest
 from train.faults import Faults, Guard, is_bad, step_unless
-from train.model import GPT2
 from train.optimizer import learning_rate, make_optimizer
 from train.parallel import Parallel, local, recompute_blocks, same_number
-from train.pending import Done, Pending
+from train.pending import Done, Fetched, Pending
 from train.recovery import bad_step
 from train.saver import Saver
 from train.stability import AdamVariance, LossRatio, first_row, largest_attention_logit
-from train.start import shape_to_begin_with
+from train.start import model_to_begin_with
 from train.state import Progressed
-from train.trained import load_hf_weights
 from train.utilisation import flops_per_token, parameters, peak_tflops, utilisation
 from train.validation import validation_loss
 from train.warmup import CPU_TOKENS, warm_up
@@ -58,65 +55,58 @@ class Run:
         self.warn = warn
         self.ranks = ranks or Ranks()
         self.device = device_of(config.run.device, self.ranks)
-        self.store = Store.open(config.store)
-        self.loader = config.loader(
+        self._open_data()
+        self._make_model(saved[1]["positions"] if saved else None)
+        self._begin()
+
+    def _open_data(self) -> None:
+        self.store = Store.open(self.config.store)
+        self.loader = self.config.loader(
             self.store,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             allocate=allocate_pinned if self.device.type == "cuda" else None,
         )
         self.schedule: Schedule = self.loader.schedule
-        torch.manual_seed(config.run.seed)
-        source = None if saved else config.run.init_from_hf
-        given = (
-            shape_to_begin_with(source, config.model, self.store, self.schedule.max_seqlen, warn) if source else None
-        )
-        positions = saved[1]["positions"] if saved else given.positions if given else self.schedule.max_seqlen
-        if config.model.positions == "rope":
-            positions = max(positions, self.schedule.max_seqlen)
-        elif self.schedule.max_seqlen > positions:
-            raise RunError(
-                "the schedule is longer than the model that was begun",
-                where=config.run.dir,
-                found=f"sequences of {self.schedule.max_seqlen} tokens",
-                allowed=f"{positions} tokens: so many positions it has",
-                remedy="keep the longest length, or begin another run",
-            )
-        self.model = GPT2(config.model, self.store.manifest.vocab_size, positions)
-        if source and given:
-            load_hf_weights(source, given, self.model)
-        cuda = self.device.type == "cuda"
-        self.compiler = Compiler(self.model) if config.run.compile is True or (config.run.compile and cuda) else None
-        if config.run.activation_checkpointing:
-            recompute_blocks(self.model)
-        dtype = config.run.dtype
-        self.half = dtype == "bfloat16" or (dtype == "auto" and cuda)
-        self.flat = flat_of(self.store, config.model, self.device, self.half)
-        self.in_flight = InFlight()
-        asked = config.batch.micro_batch_tokens
-        self.micro_batch_tokens = asked if isinstance(asked, int) else CPU_TOKENS
-        self.weights = parameters(config.model, self.model.vocab_size)
-        self.peak_tflops = config.run.peak_tflops or peak_tflops(self.device)
-        self.parallel = Parallel(self.model, self.ranks, self.device, config.run.parallel, self.half)
-        self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.at = Progressed()
-        self.clipping = Clipping(config.optimizer)
-        self.variance = AdamVariance(self.model, self.optimizer)
-        self.ratio = LossRatio(config.run.spike_ratios)
-        self.watch = Watch()
-        self.nothing = torch.full((), math.nan, device=self.device)
-        self.pending = Pending(self.ranks)
-        self.faults = Faults()
-        self.guard = Guard(config.run.on_nonfinite, self.device)
-        self.saver = Saver(config.run)
-        held_out = Store.open(config.store, "validation")
+        held_out = Store.open(self.config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
-            warn("the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)")
-        self.notches = self.schedule.notches
+            self.warn(
+                "the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)"
+            )
+            if self.schedule.notches:
+                raise ConfigError("an adaptive length follows validation", found="no held-out documents")
+
+    def _make_model(self, positions: int | None) -> None:
+        """What a step changes, and how it is spread; `positions`: how many a checkpoint has, if there is one."""
+        config, settings, cuda = self.config, self.config.run, self.device.type == "cuda"
+        half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and cuda)
+        torch.manual_seed(settings.seed)
+        self.model = model_to_begin_with(config, self.store, self.schedule.max_seqlen, positions, self.warn)
+        self.compiler = Compiler(self.model) if settings.compile is True or (settings.compile and cuda) else None
+        if settings.activation_checkpointing:
+            recompute_blocks(self.model)
+        self.parallel = Parallel(self.model, self.ranks, self.device, settings.parallel, half)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.clipping = Clipping(config.optimizer)
+        self.guard = Guard(settings.on_nonfinite, self.device)
+        self.feed = Feed(self.store, config.model, self.device, half)
+        asked = config.batch.micro_batch_tokens
+        self.micro_batch_tokens = asked if isinstance(asked, int) else CPU_TOKENS
+
+    def _begin(self) -> None:
+        """Where the run is, as checkpoints keep it; and what tells and saves it."""
+        settings = self.config.run
+        self.at = Progressed()
+        self.ratio = LossRatio(settings.spike_ratios)
+        self.watch = Watch()
         self.calm = Calm()
-        if self.notches and self.held_out is None:
-            raise ConfigError("an adaptive length follows validation", found="no held-out documents")
+        self.faults = Faults()
+        self.variance = AdamVariance(self.model, self.optimizer)
+        self.nothing = torch.full((), math.nan, device=self.device)
+        self.pending = Pending(self.ranks)
+        self.peak_tflops = settings.peak_tflops or peak_tflops(self.device)
+        self.saver = Saver(settings)
 
     @property
     def log_every_steps(self) -> int:
@@ -157,13 +147,12 @@ class Run:
         total = torch.zeros((), device=self.device)
         most_rows = -(-self.schedule.sequences(batch.step) // self.ranks.world_size)
         count = len(row_parts(most_rows, batch.seqlen, self.micro_batch_tokens))
-        for index, (part, last) in enumerate(same_number(self.parts(batch, self.micro_batch_tokens), count)):
+        for index, (part, last) in enumerate(same_number(self.feed.parts(batch, self.micro_batch_tokens), count)):
             if index and self.asked_to_stop():
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
             with self.parallel.gradient_sync(last):
-                with self.autocast():
-                    loss = self.parallel.loss(part) / batch.targets
+                loss = self.parallel.loss(part) / batch.targets
                 (loss * self.ranks.world_size).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         gradients = [local(parameter.grad) for parameter in self.model.parameters() if parameter.grad is not None]
@@ -172,13 +161,6 @@ class Run:
         step_unless(self.optimizer, self.guard.judge(norm, *([] if self.ranks.several else [total])))
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "clipped": clipped, **self.variance.measure()}
-
-    def parts(self, batch: Batch, most_tokens: int) -> Iterator[MicroBatch]:
-        """`micro_batches` in the layout of this device; copied while it computes."""
-        for part in micro_batches(batch, most_tokens, self.device, self.config.model.mask, self.flat):
-            if self.device.type == "cuda":  # before it is handed out: nobody may ask what comes after the last
-                self.in_flight.hold(batch)
-            yield part
 
     def warm_up(self) -> None:
         """Find the micro-batch and compile, where that is asked for: see `train.warmup`. Leaves no trace."""
@@ -202,37 +184,39 @@ class Run:
         lines: list[dict[str, Any]] = []
         for done in self.pending.fetch():
             figures = self.parallel.combined(done.figures)
-            variance = self.variance.named(figures)
+            self.at.elapsed_s += done.took_s
             if is_bad(figures):
-                lines.append(bad_step(self, done, {**figures, **variance}))
+                lines.append(bad_step(self, done.facts, {**figures, **self.variance.named(figures)}))
                 if self.bad:
                     break
-                continue
-            self.faults.in_a_row = 0
-            ratio = self.ratio.update(figures["loss"], done.facts["seqlen"])
-            self.at.elapsed_s += done.took_s
-            self.at.clipped += figures["clipped"] > 0
-            times = {"elapsed_s": self.at.elapsed_s, "tokens_per_s": done.targets / done.took_s}
-            logit = figures["attention_logit_max"]
-            flops = flops_per_token(self.config.model, self.weights, done.facts["seqlen"])
-            mfu = utilisation(times["tokens_per_s"], flops, self.peak_tflops, self.ranks.world_size)
-            lines.append(
-                {
-                    **done.facts,
-                    **{name: round(value, 4) for name, value in times.items()},
-                    "loss": figures["loss"],
-                    "loss_ratio": ratio.own,
-                    "loss_ratio_overall": ratio.overall,
-                    "grad_norm": figures["grad_norm"],
-                    "clipped": figures["clipped"],
-                    **variance,
-                    **({} if mfu is None else {"mfu": round(mfu, 4)}),
-                    **({} if math.isnan(logit) else {"attention_logit_max": logit}),
-                }
-            )
-            if alarms := self.alarms(lines[-1]):
-                lines[-1]["watch"] = alarms
+            else:
+                lines.append(self._line(done, figures))
         return lines
+
+    def _line(self, done: Fetched, figures: dict[str, float]) -> dict[str, Any]:
+        """The line of metrics of a step: docs/metrics.md."""
+        self.faults.in_a_row = 0
+        self.at.clipped += figures["clipped"] > 0
+        seqlen, tokens_per_s, logit = done.facts["seqlen"], done.targets / done.took_s, figures["attention_logit_max"]
+        ratio = self.ratio.update(figures["loss"], seqlen)
+        flops = flops_per_token(self.config.model, parameters(self.config.model, self.model.vocab_size), seqlen)
+        mfu = utilisation(tokens_per_s, flops, self.peak_tflops, self.ranks.world_size)
+        line: dict[str, Any] = {
+            **done.facts,
+            "elapsed_s": round(self.at.elapsed_s, 4),
+            "tokens_per_s": round(tokens_per_s, 4),
+            "loss": figures["loss"],
+            "loss_ratio": ratio.own,
+            "loss_ratio_overall": ratio.overall,
+            "grad_norm": figures["grad_norm"],
+            "clipped": figures["clipped"],
+            **self.variance.named(figures),
+            **({} if mfu is None else {"mfu": round(mfu, 4)}),
+            **({} if math.isnan(logit) else {"attention_logit_max": logit}),
+        }
+        if alarms := self.alarms(line):
+            line["watch"] = alarms
+        return line
 
     def alarms(self, line: dict[str, Any]) -> list[dict[str, Any]]:
         """What the watch says of a step, told to `warn` too."""
@@ -258,16 +242,10 @@ class Run:
         (part,) = micro_batches(row, row.seqlen, self.device, self.config.model.mask)
 
         def forward() -> None:
-            with self.autocast():
+            with self.parallel.autocast():
                 self.model(part.input_ids, part.position_ids, part.sight)
 
         return largest_attention_logit(self.model, forward)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 matrix products where configured."""
-        if self.half and not self.parallel.half_by_sharding:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
     def validate(self) -> float | None:
         """Loss in nats a token at full length on held-out documents, always the same ones; None without any."""
@@ -285,16 +263,16 @@ class Run:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Sum of the losses of a batch that is one micro-batch."""
-        (part,) = self.parts(batch, batch.labels.size)
-        with self.autocast():
-            return self.parallel.loss(part)
+        (part,) = self.feed.parts(batch, batch.labels.size)
+        return self.parallel.loss(part)
 
     def adapt(self, validation: float) -> int | None:
         """The length from the next step on, where `validation` has raised it."""
-        if self.notches is None or self.at.step >= self.schedule.total_steps:
+        notches = self.schedule.notches
+        if notches is None or self.at.step >= self.schedule.total_steps:
             return None
         seqlen = self.schedule.seqlen(self.at.step)
-        raised = self.calm.observe(validation, seqlen, self.notches)
+        raised = self.calm.observe(validation, seqlen, notches)
         if raised == seqlen:
             return None
         self.loader.change_schedule(self.loader.order.asked[-1][1].raised_to(raised))

@@ -1,4 +1,4 @@
-"""`run.init_from_hf`: a run that begins with the weights of a Hugging Face folder; do they fit model and store?"""
+"""The model that a run begins with: drawn anew, or with the weights of a Hugging Face folder, if they fit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,40 @@ from tokenizers import Tokenizer
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import huggingface
-from train.config import ModelConfig
+from train.config import Config, ModelConfig
 from train.huggingface import Shape
-from train.trained import TOKENIZER_NAME
+from train.model import GPT2
+from train.trained import TOKENIZER_NAME, load_hf_weights
 
 VOCABULARY_NAME = "vocab.json"
 """The vocabulary in GPT-2 folders without a tokenizer.json."""
+
+
+def model_to_begin_with(
+    config: Config, store: Store, seqlen: int, positions: int | None, warn: Callable[[str], None]
+) -> GPT2:
+    """A model for sequences of `seqlen`; `positions`: those of the checkpoint that is read into it, None without one.
+
+    Raises RunError where these are too few, and as `shape_to_begin_with` does.
+    """
+    source = config.run.init_from_hf if positions is None else None
+    given = shape_to_begin_with(source, config.model, store, seqlen, warn) if source else None
+    if positions is None:
+        positions = given.positions if given else seqlen
+    if config.model.positions == "rope":
+        positions = max(positions, seqlen)
+    elif seqlen > positions:
+        raise RunError(
+            "the schedule is longer than the model that was begun",
+            where=config.run.dir,
+            found=f"sequences of {seqlen} tokens",
+            allowed=f"{positions} tokens: so many positions it has",
+            remedy="keep the longest length, or begin another run",
+        )
+    model = GPT2(config.model, store.manifest.vocab_size, positions)
+    if source and given:
+        load_hf_weights(source, given, model)
+    return model
 
 
 def shape_to_begin_with(

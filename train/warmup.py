@@ -187,10 +187,9 @@ def micro_batch_that_fits(run: Run) -> int:
 def try_shape(run: Run, shape: Shape) -> None:
     """Forward and, where gradients are on, backward of micro-batches of that shape, in every form they can have."""
     for batch in sample_batches(shape, run.config.model.mask == "document"):
-        for part in run.parts(batch, shape.tokens):
+        for part in run.feed.parts(batch, shape.tokens):
             with run.parallel.gradient_sync(False):
-                with run.autocast():
-                    loss = run.parallel.loss(part)
+                loss = run.parallel.loss(part)
                 if torch.is_grad_enabled():
                     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -198,5 +197,5 @@ def try_shape(run: Run, shape: Shape) -> None:
 def _keys(run: Run, shape: Shape) -> Iterator[tuple[int, ...]]:
     """What the compiler tells shapes apart by."""
     for batch in sample_batches(shape, run.config.model.mask == "document"):
-        for part in run.parts(batch, shape.tokens):
+        for part in run.feed.parts(batch, shape.tokens):
             yield sizes_of(part.input_ids, part.sight)
