@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -156,36 +156,66 @@ class Lent:
         self.run.loader.close()
 
 
+class Plain:
+    """The plain trainer over the same tokens, one flat file."""
+
+    def __init__(self, args: argparse.Namespace, config: Config, ours: Lent, folder: Path) -> None:
+        store, flat, model = Store.open(config.store), folder / "tokens.bin", config.model
+        np.concatenate([store.document(i) for i in range(store.documents)]).astype(np.uint16).tofile(flat)
+        self.trainer = NanoTrainer(
+            layers=model.layers,
+            width=model.width,
+            heads=model.heads,
+            length=max(args.lengths),
+            vocab_size=-(-args.vocab_size // 128) * 128,
+            device=ours.run.device,
+            compiled=ours.run.compiler is not None,
+            tokens=flat,
+        )
+
+    def settle(self, seqlen: int, sequences: int, most_tokens: int) -> None:
+        """Its first steps at a length: the same micro-batches, rows halved until its logits, all at once, fit."""
+        self.micro_steps = -(-sequences // max(1, most_tokens // seqlen))
+        self.rows, self.seqlen = sequences // self.micro_steps, seqlen
+        while True:
+            try:
+                self.steps(SETTLING_STEPS)
+                return
+            except torch.OutOfMemoryError:
+                if self.rows == 1:
+                    raise
+            self.trainer.optimizer.zero_grad(set_to_none=True)
+            self.rows, self.micro_steps = self.rows // 2, self.micro_steps * 2
+
+    def steps(self, count: int) -> int:
+        """Take so many; the tokens of one."""
+        for _ in range(count):
+            loss = self.trainer.step(self.rows, self.seqlen, self.micro_steps)
+        float(loss)  # waits for the device
+        return self.rows * self.micro_steps * self.seqlen
+
+
 def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path) -> Iterator[dict[str, Any]]:
     device = ours.run.device
     cuda = device.type == "cuda"
     count, peak = parameters(config.model, args.vocab_size), args.peak_tflops or peak_tflops(device)
     before = torch.cuda.memory_allocated() if cuda else 0
-    plain = plain_of(args, config, ours, folder) if args.nanogpt else None
+    plain = Plain(args, config, ours, folder) if args.nanogpt else None
     for seqlen in args.lengths:
         tokens = ours.steps(SETTLING_STEPS)
-        rows = max(1, ours.run.micro_batch_tokens // seqlen)
-        micro_steps = -(-(tokens // seqlen) // rows)
-        rows = tokens // seqlen // micro_steps
         beside = plain if seqlen in args.nanogpt else None
         if beside:
-            rows, micro_steps = settled(beside, rows, seqlen, micro_steps)
+            beside.settle(seqlen, tokens // seqlen, ours.run.micro_batch_tokens)
         others = torch.cuda.memory_allocated() - before if cuda else 0
         rates, plain_rates, memory = [], [], 0
         for _ in range(args.rounds):
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            rates.append(rate(lambda: ours.steps(args.steps), args.steps * tokens))
+            rates.append(rate(ours, args.steps))
             memory = max(memory, torch.cuda.max_memory_allocated() - others if cuda else 0)
             if beside:
-                plain_rates.append(
-                    rate(
-                        plain_turn(beside, args.steps, rows, seqlen, micro_steps),
-                        args.steps * rows * micro_steps * seqlen,
-                    )
-                )
-        flops = flops_per_token(config.model, count, seqlen)
-        mfu = utilisation(max(rates), flops, peak)
+                plain_rates.append(rate(beside, args.steps))
+        mfu = utilisation(max(rates), flops_per_token(config.model, count, seqlen), peak)
         line = {
             "seqlen": seqlen,
             "batch_tokens": tokens,
@@ -194,61 +224,19 @@ def measured(args: argparse.Namespace, config: Config, ours: Lent, folder: Path)
             "memory_bytes": memory or None,
         }
         if beside:
-            best = max(plain_rates)
             line |= {
-                "nanogpt_tokens_per_s": round(best, 1),
-                "nanogpt_micro_batch_tokens": rows * seqlen,
-                "ratio": round(max(rates) / best, 3),
+                "nanogpt_tokens_per_s": round(max(plain_rates), 1),
+                "nanogpt_micro_batch_tokens": beside.rows * seqlen,
+                "ratio": round(max(rates) / max(plain_rates), 3),
             }
         print(json.dumps(line), file=sys.stderr, flush=True)
         yield line
 
 
-def plain_of(args: argparse.Namespace, config: Config, ours: Lent, folder: Path) -> NanoTrainer:
-    """The plain trainer over the same tokens, one flat file."""
-    store = Store.open(str(folder / "store"))
-    flat = folder / "tokens.bin"
-    np.concatenate([store.document(i) for i in range(store.documents)]).astype(np.uint16).tofile(flat)
-    model = config.model
-    return NanoTrainer(
-        layers=model.layers,
-        width=model.width,
-        heads=model.heads,
-        length=max(args.lengths),
-        vocab_size=-(-args.vocab_size // 128) * 128,
-        device=ours.run.device,
-        compiled=ours.run.compiler is not None,
-        tokens=flat,
-    )
-
-
-def settled(plain: NanoTrainer, rows: int, seqlen: int, micro_steps: int) -> tuple[int, int]:
-    """The plain one's first steps; its (rows, micro-steps): ours, rows halved until its logits, all at once, fit."""
-    while True:
-        try:
-            for _ in range(SETTLING_STEPS):
-                float(plain.step(rows, seqlen, micro_steps))
-            return rows, micro_steps
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                raise
-        plain.optimizer.zero_grad(set_to_none=True)
-        rows, micro_steps = rows // 2, micro_steps * 2
-
-
-def plain_turn(plain: NanoTrainer, steps: int, rows: int, seqlen: int, micro_steps: int) -> Callable[[], None]:
-    def turn() -> None:
-        for _ in range(steps):
-            loss = plain.step(rows, seqlen, micro_steps)
-        float(loss)
-
-    return turn
-
-
-def rate(turn: Callable[[], Any], tokens: int) -> float:
+def rate(trainer: Lent | Plain, steps: int) -> float:
     """Tokens a second."""
     started = time.perf_counter()
-    turn()
+    tokens = steps * trainer.steps(steps)
     return tokens / (time.perf_counter() - started)
 
 
