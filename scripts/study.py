@@ -131,6 +131,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any] | None:
     """In a worker: one run, to the end. None where a signal stopped it."""
     import torch
 
+    from train.faults import NotFinite
     from train.figures import figures, read_curves
     from train.loop import run
 
@@ -142,9 +143,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any] | None:
         outcome = run(config, warn=lambda text: print(f"{name_of(job)}: {text}", file=sys.stderr))
         if not outcome.finished:
             return None
-    except RunError as failure:
-        if "not finite" not in failure.what:
-            raise
+    except NotFinite as failure:
         status, error = "not finite", str(failure)
     try:
         curves = read_curves(folder)

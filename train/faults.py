@@ -22,7 +22,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pipeline.errors import RunError
+
 WATCHED = ("loss", "grad_norm")
+
+
+class NotFinite(RunError):
+    """A run ends because its loss or gradient is not finite."""
 
 
 class Guard:

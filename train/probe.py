@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.errors import ConfigError, RunError
 from train.config import Config
 from train.config_file import parse_config
+from train.faults import NotFinite
 from train.folder import FREE_KEYS, flat
 from train.loop import run
 from train.metrics import read_metrics
@@ -121,9 +122,7 @@ class Probes:
         diverged = False
         try:
             finished = run(config, warn=self.warn).finished
-        except RunError as error:
-            if "not finite" not in error.what:
-                raise
+        except NotFinite:
             finished = diverged = True
         if not finished:
             raise Stopped(self.folder)

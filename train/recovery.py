@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.amount import amount
-from pipeline.errors import RunError
 from train import checkpoint
-from train.faults import WATCHED
+from train.faults import WATCHED, NotFinite
 from train.state import load_weights
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def bad_step(run: Run, facts: dict[str, Any], figures: Mapping[str, Any]) -> dic
     return {**line, "skipped": faults.skipped}
 
 
-def recover(run: Run, line: dict[str, Any]) -> RunError | None:
+def recover(run: Run, line: dict[str, Any]) -> NotFinite | None:
     """Roll back if asked for and possible, noting it in the bad step's `line`; else the error that the run ends with.
 
     After a rollback the run is after the bad step, with the weights and moments of a checkpoint.
@@ -76,13 +75,13 @@ def _checkpoint_before(run: Run, step: int) -> tuple[str, dict[str, Any]] | None
     return None
 
 
-def _report(run: Run, bad: Mapping[str, Any], why: str) -> RunError:
+def _report(run: Run, bad: Mapping[str, Any], why: str) -> NotFinite:
     """The error that the run ends with; `bad`: facts and figures of the step."""
     settings, batch = run.config.run, bad["step"] - 1
     documents = np.unique(run.dealt(batch).document)
     shown = ", ".join(f"{number:,}" for number in documents[:SHOWN_DOCUMENTS].tolist())
     more = ", ..." if len(documents) > SHOWN_DOCUMENTS else ""
-    return RunError(
+    return NotFinite(
         f"the loss or its gradient is not finite{why}",
         where=f"{settings.dir}, step {bad['step']:,}",
         found=f"loss {bad['loss']}, gradient norm {bad['grad_norm']}, learning rate {bad['lr']:.3g}; "
