@@ -26,10 +26,10 @@ def model_to_begin_with(
 ) -> GPT2:
     """A model for sequences of `seqlen`; `positions`: those of the checkpoint that is read into it, None without one.
 
-    Raises RunError where these are too few, and as `shape_to_begin_with` does.
+    Raises RunError where these are too few; ConfigError, RunError where `run.init_from_hf` does not fit.
     """
     source = config.run.init_from_hf if positions is None else None
-    given = shape_to_begin_with(source, config.model, store, seqlen, warn) if source else None
+    given = _fitting_shape(source, config.model, store, seqlen, warn) if source else None
     if positions is None:
         positions = given.positions if given else seqlen
     if config.model.positions == "rope":
@@ -48,9 +48,7 @@ def model_to_begin_with(
     return model
 
 
-def shape_to_begin_with(
-    folder: Path, model: ModelConfig, store: Store, seqlen: int, warn: Callable[[str], None]
-) -> Shape:
+def _fitting_shape(folder: Path, model: ModelConfig, store: Store, seqlen: int, warn: Callable[[str], None]) -> Shape:
     """The shape of the weights in `folder`, which a run of `model` on `store` can go on from.
 
     Raises ConfigError where the model that is configured has another shape or longer sequences than they have
