@@ -5,14 +5,25 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.amount import amount
 from pipeline.cli_input import input_options
-from pipeline.command import FORCE, JSON, STORE, Bytes, Command, Option, Place, contents, echo_json, note_ordinary_eod
+from pipeline.command import (
+    FORCE,
+    JSON,
+    STORE,
+    Bytes,
+    Command,
+    Option,
+    Place,
+    contents,
+    echo_json,
+    note_ordinary_eod,
+    pasted,
+)
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult, TaskResult
@@ -132,7 +143,7 @@ def _say_task(result: TaskResult, out: Path, task: tuple[int, int], as_json: boo
     else:
         click.echo(
             f"{out}: task {task[0]}/{task[1]} is done, {result.built} of its {result.units} units built now, "
-            f"{result.seconds:.1f} s\nnext, after all tasks: slw-prep finalize {quote(str(out))}"
+            f"{result.seconds:.1f} s\nnext, after all tasks: slw-prep finalize {pasted(out)}"
         )
 
 
@@ -173,4 +184,4 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
         f"{result.seconds:.1f} s: {rate / 1e6:.2f} M tokens/s, {result.text_bytes / 1e6 / result.seconds:.1f} MB/s "
         f"with {result.encoder} ({result.encoder_reason})"
     )
-    click.echo(f"next: slw-prep info {quote(str(out))}")
+    click.echo(f"next: slw-prep info {pasted(out)}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import click
 
 from pipeline.amount import amount
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod, pasted
 
 
 class Local(click.Path):
@@ -83,7 +82,7 @@ def import_command(
         f"end-of-document token {manifest.eod_id}: {amount(documents - result.added, 'document')} ended in it, "
         f"{result.added:,} were given one; {amount(result.empty, 'empty document')} left out"
     )
-    click.echo(f"next: slw-prep info {quote(str(out))}")
+    click.echo(f"next: slw-prep info {pasted(out)}")
 
 
 @click.command()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -70,10 +74,14 @@ class Group(click.Group):
         for library in ("gcsfs", "fsspec"):  # they print tracebacks of what an error of ours says then
             logging.getLogger(library).addHandler(logging.NullHandler())
         try:
-            return super().invoke(ctx)
+            with _ctrl_c():
+                return super().invoke(ctx)
         except SlwError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except MemoryError as error:
+            click.echo(f"error: not enough memory: {error}", err=True)
+            sys.exit(1)
         except BrokenPipeError:
             raise  # click knows what to do
         except OSError as error:  # no permission, no room: not a bug of ours, and nothing is half-written
@@ -84,6 +92,37 @@ class Group(click.Group):
             then = "goes on where it stopped" if kept else "begins again, nothing is half-written"
             click.echo(f"\nstopped; the same command {then}", err=True)
             sys.exit(130)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Whatever follows from a Ctrl-C is KeyboardInterrupt: numba, compiling, swallows that, prints it, then fails."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed, hook = [], sys.unraisablehook
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        sys.unraisablehook = lambda _: None
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = hook
+
+
+def pasted(path: Path) -> str:
+    """`path` as an argument of a command to paste into a shell: quoted, and no option where it begins with a dash."""
+    text = str(path)
+    return quote(f"./{text}" if text.startswith("-") else text)
 
 
 def echo_json(value: Any) -> None:

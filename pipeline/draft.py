@@ -194,7 +194,7 @@ def _flock(path: Path, how: int) -> Iterator[IO[str]]:
     """Hold `path` locked. A lock whose file was meanwhile removed, with the build that it guarded, is taken anew."""
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)  # a link may lead to nothing yet
             handle = path.open("a")
         except OSError as error:
             raise StoreError(

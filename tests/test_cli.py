@@ -1,7 +1,9 @@
 """Both console scripts as a user calls them: examples in help, JSON, exit statuses, no traceback."""
 
+import ctypes
 import json
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -106,10 +108,12 @@ def test_one_thing_is_not_called_several(tmp_path):
     assert [amount(n, "cut") for n in (0, 1, 2000)] == ["0 cuts", "1 cut", "2,000 cuts"]
 
 
-def test_the_next_command_can_be_pasted(tmp_path):
+@pytest.mark.parametrize("name", ["a store", "-store"])
+def test_the_next_command_can_be_pasted(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n')
     call(prep, "tokenizer", tmp_path / "c.jsonl", "--vocab-size", 257, "--out", tmp_path / "t.json")
-    build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", "--out", tmp_path / "a store"]
+    build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", f"--out={name}"]
     for done in (call(prep, *build, "--task", "0/1"), call(prep, *build)):
         script, *command = shlex.split(done.stdout.splitlines()[-1].partition(": ")[2])
         assert script == "slw-prep" and call(prep, *command).exit_code == 0
@@ -155,6 +159,36 @@ def test_ctrl_c_says_whether_the_same_command_goes_on(script, name, command, mon
     said = call(script, command, status=130).stderr
     assert ("goes on where it stopped" in said) == (command in ("build", "run", "tune"))
     assert ("begins again" in said) == (command not in ("build", "run", "tune"))
+
+
+def test_ctrl_c_is_no_traceback_where_compiled_code_swallows_it(monkeypatch):
+    def compiling(**options):
+        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()  # as numba is called back by LLVM
+        raise RuntimeError("no compiled object yet")
+
+    monkeypatch.setattr(prep.commands["pack"], "callback", compiling)
+    monkeypatch.setattr(prep.commands["pack"], "params", [])
+    hook = sys.unraisablehook
+    said = call(prep, "pack", status=130).stderr
+    assert "begins again" in said and "Traceback" not in said
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGINT)) == (hook, signal.default_int_handler)
+
+
+def test_too_little_memory_is_no_traceback(tmp_path):
+    store = tiny_store(tmp_path / "store")
+    assert "not enough memory" in call(prep, "pack", store, "--seqlen", 1 << 58, status=1).stderr
+
+
+def test_a_link_that_leads_to_nothing_yet_is_followed(tmp_path):
+    (tmp_path / "store").symlink_to(tmp_path / "elsewhere" / "store")
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere" / "run")
+    (tmp_path / "c.jsonl").write_text('{"text": "a tale"}\n' * 40)
+    call(prep, "tokenizer", tmp_path / "c.jsonl", "--vocab-size", 257, "--out", tmp_path / "t.json")
+    build = ["build", tmp_path / "c.jsonl", "--tokenizer", tmp_path / "t.json", "--out", tmp_path / "store"]
+    assert "40 documents" in call(prep, *build).stdout
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(tmp_path / "store", tmp_path / "run")))
+    call(train, "run", tmp_path / "run.toml")
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"store", "run"}
 
 
 def test_mistakes_end_in_a_message_and_the_right_status(tmp_path):

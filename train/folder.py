@@ -128,7 +128,7 @@ def clear(folder: Path) -> None:
 def locked(run: Path) -> Iterator[None]:
     """Hold RUN/.lock, which names us. Raises RunError where another process does, naming that; or cannot write."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(run)).mkdir(parents=True, exist_ok=True)  # a link may lead to nothing yet
         handle = os.open(run / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RunError("cannot write here", where=run, found=error, remedy="choose another run.dir") from error
