@@ -127,6 +127,15 @@ def test_every_cycle_holds_its_share_of_every_bucket():
     for part in order:
         assert [int((part == 4 << i).sum()) for i in range(6)] == [5] * 6
         assert part[:3].max() < 128 == part[-3:].max()
+    mixed = np.array(seqlens_of("uniform", cycles)).reshape(cycles, -1)
+    assert len(np.unique(mixed, axis=0)) == cycles, "drawn alike"
+
+
+def test_sequences_come_in_another_order_in_each_epoch_and_bucket():
+    pieces = Pieces(Buckets(8, 32, batch_tokens=32), np.full(50, 32 + 16 + 8), key=1, epochs=3)
+    orders = [pieces.take(bucket, 50 * epoch, 50).document for bucket in range(3) for epoch in range(3)]
+    assert (np.sort(orders) == np.arange(50)).all()
+    assert len(np.unique(orders, axis=0)) == len(orders)
 
 
 def test_natural_odds_keep_the_lengths_mixed_throughout():

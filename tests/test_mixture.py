@@ -27,6 +27,7 @@ SIZES = {
     "web": [1 + (i * 13) % 40 for i in range(90)],
     "code": [333, 8],
 }
+EVEN = Mixture.from_settings({"a": {"weight": 1}, "b": {"weight": 1}})
 WEIGHTS = st.lists(st.one_of(st.integers(0, 9), st.decimals(0, 9, places=3)), min_size=3, max_size=3).filter(any)
 
 
@@ -172,6 +173,32 @@ def test_a_schedule_changed_midway_keeps_the_shares_and_what_was_served(store):
 def test_what_does_not_fit_the_store_is_refused_before_the_run(store, settings_, match):
     with pytest.raises(ConfigError, match=match):
         Order.begin(store, schedule_of(1000), seed=1, mixture=Mixture.from_settings(settings_))
+
+
+@pytest.mark.parametrize("cap", [1, 3])
+def test_a_source_is_read_as_often_as_its_cap_says_and_no_batch_more(cap):
+    corpus = Lengths({"a": np.full(10, 8), "b": np.full(99, 8)})
+    mixture = Mixture.from_settings({"a": {"weight": 1, "max_epochs": cap}, "b": {"weight": 3}})
+
+    def order(batches):
+        schedule = Schedule.constant(seqlen=8, global_batch_sequences=8, total_tokens=64 * batches)
+        return Order.begin(corpus, schedule, seed=1, mixture=mixture)
+
+    times = times_served(lengths_of(corpus), *columns(planned(order(5 * cap))))
+    assert (times[:80] == cap).all()
+    with pytest.raises(ConfigError, match=r"'a' runs out"):
+        order(5 * cap + 1)
+
+
+def test_rows_of_sources_change_places_and_sources_alike_are_dealt_apart():
+    """So a rank, whose rows are always the same part of the batch, is served all sources."""
+    corpus = Lengths({"a": np.full(200, 40), "b": np.full(200, 40)})
+    schedule = Schedule.constant(seqlen=8, global_batch_sequences=16, total_tokens=8 * 16 * 60)
+    document = np.array([batch.document for batch in planned(Order.begin(corpus, schedule, seed=1, mixture=EVEN))])
+    assert document.shape == (60, 16)  # a document of 40 is five rows
+    share = (document < 200).mean(axis=0)  # of the first source, by place in the batch
+    assert share.min() > 0.2 and share.max() < 0.8, share
+    assert not np.array_equal(document[document < 200], document[document >= 200] - 200)
 
 
 def test_a_store_without_names_has_no_mixture(tmp_path):
