@@ -27,8 +27,9 @@ from pipeline.errors import ConfigError, RunError
 class Schedule:
     """Immutable; made by `linear`, `root`, ... or from the tables of a run's TOML by `from_settings`.
 
-    Constructors take as keywords what the TOML has, see `curriculum.keywords`.
-    One of `total_tokens` and `epochs` is set. A schedule in epochs knows its end only after `resolve`.
+    Constructors take as keywords what the TOML has. Each names its own; all take those of `curriculum.keywords.Run`:
+    one of `total_tokens` and `epochs`, one of `global_batch_sequences` and `global_batch_tokens`, and options.
+    Keywords that are missing, unknown or do not fit raise ConfigError. Only `resolve` tells where `epochs` end.
     """
 
     phases: Phases
@@ -49,52 +50,61 @@ class Schedule:
 
     @classmethod
     def constant(cls, **keywords: Unpack[Constant]) -> Schedule:
-        """One length throughout: the baseline."""
+        """`seqlen` throughout: the baseline."""
         return cls._made("constant", keywords)
 
     @classmethod
     def linear(cls, **keywords: Unpack[Ramp]) -> Schedule:
-        """Sequence Length Warmup."""
+        """Sequence Length Warmup: `seqlen_start` grows evenly to `seqlen_end`, by multiples of `seqlen_multiple` (8).
+
+        As all ramps, within one of `duration_steps` and `duration_tokens`; formulas are in `curriculum.pacing`.
+        """
         return cls._made("linear", keywords)
 
     @classmethod
     def root(cls, **keywords: Unpack[Root]) -> Schedule:
-        """Growth as progress**(1/degree)."""
+        """A ramp along progress**(1 / `degree`), the square root where it is not given."""
         return cls._made("root", keywords)
 
     @classmethod
     def sine(cls, **keywords: Unpack[Ramp]) -> Schedule:
-        """Growth as a quarter of a sine."""
+        """A ramp along a quarter of a sine."""
         return cls._made("sine", keywords)
 
     @classmethod
     def exponential(cls, **keywords: Unpack[Ramp]) -> Schedule:
-        """Growth by equal factors in equal times."""
+        """A ramp that grows by equal factors in equal times."""
         return cls._made("exponential", keywords)
 
     @classmethod
     def staged(cls, **keywords: Unpack[Staged]) -> Schedule:
-        """Lengths that change at given steps, or at given numbers of tokens seen."""
+        """`seqlens`, the next one from each of `boundaries` (steps) or `boundaries_tokens` (tokens seen) on."""
         return cls._made("staged", keywords)
 
     @classmethod
     def table(cls, **keywords: Unpack[Table]) -> Schedule:
-        """Rows of (step or tokens seen, seqlen)."""
+        """`table`: rows of (step, seqlen), or of (tokens seen, seqlen) with `table_unit="tokens"`."""
         return cls._made("table", keywords)
 
     @classmethod
     def skyladder(cls, **keywords: Unpack[SkyLadder]) -> Schedule:
-        """Whole rows, attention windows that grow: see `curriculum.skyladder`."""
+        """Rows of `seqlen` whose attention windows grow from `attention_window_start` (32) to all of the row.
+
+        How fast, and along which curve: see `curriculum.skyladder`.
+        """
         return cls._made("skyladder", keywords)
 
     @classmethod
     def buckets(cls, **keywords: Unpack[Decomposition]) -> Schedule:
-        """Dataset Decomposition, see `curriculum.buckets`; no steps before `resolve`."""
+        """Dataset Decomposition: powers of two from `seqlen_start` to `seqlen_end`.
+
+        Drawn by `odds` ("grow-p2") in `cycles` (8). No steps before `resolve`, which counts the pieces of a store.
+        """
         return cls._made("buckets", keywords)
 
     @classmethod
     def adaptive(cls, **keywords: Unpack[Adaptive]) -> Schedule:
-        """Longer by a notch whenever validation is calm, see `curriculum.adaptive`.
+        """From `seqlen_start` to `seqlen_end`, a notch longer whenever validation is calm; see `curriculum.adaptive`.
 
         It stays at `seqlen_start` until whoever validates says `loader.change_schedule(schedule.raised_to(seqlen))`.
         """
