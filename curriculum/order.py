@@ -28,7 +28,10 @@ class Order:
     asked: tuple[tuple[int, Schedule], ...]
     """(step, the schedule that was asked for from this step on), the first from step 0."""
     history: tuple[tuple[int, Schedule], ...]
-    """The same, each joined to what was served before it: whole schedules from step 0."""
+    """The same, each joined to what was served before it: whole schedules from step 0.
+
+    Their `total_tokens` are those asked for and the padding of earlier ends of the data, which were gone beyond.
+    """
 
     @classmethod
     def begin(
@@ -66,7 +69,15 @@ class Order:
         changed = self.schedule.changed_at(step, asked)
         if self.mixture:
             self.mixture.check(changed, sizes)
+        else:
+            changed = replace(changed, total_tokens=(asked.total_tokens or 0) + self._padding(step))
         return replace(self, asked=(*self.asked, (step, asked)), history=(*self.history, (step, changed)))
+
+    def _padding(self, step: int) -> int:
+        """Positions without a target before `step`: batches in which the data ended, before a change of schedule."""
+        earlier = padding_before(self.asked[-1][1], self.schedule)
+        most = self.schedule.max_epochs * sum(shard.tokens for shard in self.corpus.shards)
+        return earlier + max(self.schedule.tokens_before(step) - earlier - most, 0)
 
     @property
     def schedule(self) -> Schedule:
@@ -95,11 +106,10 @@ class Served:
         self.tokens = sum(sizes.values()) if mixture is ALONE else sizes[mixture.names[source]]
         """Tokens of one epoch."""
         self._share = Share(mixture, source, order.schedule)
-        self._padded = [(0, 0)]
-        # Where the data ended before a change of schedule, the last batch before it was padded.
-        for (_, schedule), (step, _) in zip(order.history, order.history[1:], strict=False):
-            padding = self.before(step) - self.limit(schedule)
-            self._padded.append((step, self._padded[-1][1] + max(padding, 0)))
+        self._padded = [
+            (first, padding_before(asked, schedule))
+            for (_, asked), (first, schedule) in zip(order.asked, order.history, strict=True)
+        ]
 
     def before(self, step: int) -> int:
         """Tokens served before `step`."""
@@ -123,6 +133,11 @@ class Served:
         steps = range(self._share.schedule.total_steps + 1)
         step = bisect.bisect_left(steps, token, key=self.before)
         return step if self.before(step) == token else step - 1
+
+
+def padding_before(asked: Schedule, joined: Schedule) -> int:
+    """Positions without a target in what was served before `asked`, which is `joined` to it: see `Order.history`."""
+    return (joined.total_tokens or 0) - (asked.total_tokens or 0)
 
 
 def resolve(schedule: Schedule, corpus: Corpus) -> Schedule:

@@ -236,7 +236,7 @@ def test_batches_stay_as_they_are_while_they_are_held(store, schedule, held, eve
         ({"rank": "0"}, "rank is a whole number"),
         ({"world_size": 2.0}, "world_size is a whole number"),
         *(({"seed": seed}, "0 to 2\\*\\*63 - 1") for seed in (-1, "1", True, 1.0, 1 << 63)),
-        ({"window_tokens": 1.5}, "window_tokens must be positive"),
+        *(({"window_tokens": tokens}, "window_tokens must be positive") for tokens in (0, 1.5)),
         ({"mixture": {"a": 1}}, "mixture is not a Mixture"),
     ],
 )

@@ -79,7 +79,7 @@ def test_pieces_of_any_length_go_to_any_address_and_nowhere_else(long_documents,
         assert np.array_equal(found, np.pad(values.astype(np.int64), (shift, 9), constant_values=-5))
 
 
-@pytest.mark.parametrize("piece", [(7, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 5, 1), (0, 3, 3), (0, 0, 0)])
+@pytest.mark.parametrize("piece", [(3, 0, 1), (7, 0, 1), (-1, 0, 1), (0, -1, 2), (0, 5, 1), (0, 3, 3), (0, 0, 0)])
 def test_a_piece_outside_its_document_is_a_bug_that_is_found(tmp_path, piece):
     write_store(tmp_path, documents_of([5, 1, 9]), shards=2)
     store, out = Store.open(tmp_path), np.empty((3, piece[2]), dtype=np.int64)
