@@ -153,81 +153,61 @@ def _lay_out(rows: _Rows, seqlen: int, ends: np.ndarray, seen: np.ndarray, batch
     Long rows keep the order in which they are due, so that those of a document stay apart; packed ones are shuffled.
     `seen` and `batches`: see `_spread_documents`.
     """
-    long, firsts, full, count = rows.long, rows.firsts, rows.full, rows.long.shape[1]
-    document, start = rows.short[0][rows.item], rows.short[1][rows.item] + rows.start
-    order = np.empty(count + full, dtype=np.int64)
+    full, count = rows.full, rows.long.shape[1]
+    document = np.concatenate((rows.long[0], rows.short[0][rows.item]))
+    start = np.concatenate((rows.long[1], rows.short[1][rows.item] + rows.start))
+    length = np.concatenate((np.full(count, seqlen), rows.length))
+    firsts = np.concatenate((np.arange(count), count + rows.firsts))  # row i is pieces firsts[i] to firsts[i + 1]
+    order = np.arange(len(firsts) - 1)
     shuffled = np.arange(full)
     for i in range(full - 1, 0, -1):
         j = hash_at(key, i) % (i + 1)
         shuffled[i], shuffled[j] = shuffled[j], shuffled[i]
     longs, packs = count, full
-    for i in range(len(order)):
+    for i in range(count + full):
         if hash_at(key + 1, i) % (longs + packs) < longs:
             order[i] = count - longs
             longs -= 1
         else:
             order[i] = count + shuffled[full - packs]
             packs -= 1
-    _spread_documents(order, long, document, firsts, ends, seen, batches)
-    out = np.empty((3, count + len(document)), dtype=np.int64)
-    offsets = np.zeros(count + len(firsts), dtype=np.int64)
+    _spread_documents(order[: count + full], document, firsts, ends, seen, batches)
+    out, offsets = np.empty((3, len(document)), dtype=np.int64), np.zeros(len(firsts), dtype=np.int64)
     n = 0
-    for i in range(count + len(firsts) - 1):
-        row = order[i] if i < len(order) else len(order)
-        if row < count:
-            out[0, n], out[1, n], out[2, n] = long[0, row], long[1, row], seqlen
+    for i in range(len(order)):
+        for piece in range(firsts[order[i]], firsts[order[i] + 1]):
+            out[0, n], out[1, n], out[2, n] = document[piece], start[piece], length[piece]
             n += 1
-        else:
-            for j in range(firsts[row - count], firsts[row - count + 1]):
-                out[0, n], out[1, n], out[2, n] = document[j], start[j], rows.length[j]
-                n += 1
         offsets[i + 1] = n
     return Packed(out[0], out[1], out[2], offsets)
 
 
 @njit(nogil=True, cache=True)
 def _spread_documents(
-    order: np.ndarray,
-    long: np.ndarray,
-    document: np.ndarray,
-    firsts: np.ndarray,
-    ends: np.ndarray,
-    seen: np.ndarray,
-    batches: int,
+    order: np.ndarray, document: np.ndarray, firsts: np.ndarray, ends: np.ndarray, seen: np.ndarray, batches: int
 ) -> None:
     """Swap a row that repeats a document of its batch for a later row of the deal that repeats none.
 
-    `seen`, int64 [documents]: the batch, from 1, that had each of them last; `batches` were dealt before.
+    Row r is of documents `document[firsts[r] : firsts[r + 1]]`. `seen`, int64 [documents]: the batch, from 1, that
+    had each last; `batches` were dealt before. All in one function: a call with arrays takes as long as many rows.
     """
     batch = tries = begin = 0
     for i in range(len(order)):
         while i >= ends[batch]:
             batch, tries, begin = batch + 1, 0, i  # many fail where a few documents hold most of the tokens
-        if _repeats(order[i], long, document, firsts, seen, batches + batch + 1):
-            for j in range(ends[batch], min(ends[batch] + SWAPS, len(order))):
-                if 2 * tries > 2 * SWAPS + i - begin:
+        now, last, j = batches + batch + 1, min(ends[batch] + SWAPS, len(order)), i
+        while True:
+            repeats = False
+            for piece in range(firsts[order[j]], firsts[order[j] + 1]):
+                if seen[document[piece]] == now:
+                    repeats = True
                     break
-                tries += 1
-                if not _repeats(order[j], long, document, firsts, seen, batches + batch + 1):
-                    order[i], order[j] = order[j], order[i]
-                    break
-        row = order[i] - long.shape[1]
-        if row < 0:
-            seen[long[0, order[i]]] = batches + batch + 1
-        else:
-            for j in range(firsts[row], firsts[row + 1]):
-                seen[document[j]] = batches + batch + 1
-
-
-@njit(nogil=True, cache=True)
-def _repeats(
-    row: int, long: np.ndarray, document: np.ndarray, firsts: np.ndarray, seen: np.ndarray, batch: int
-) -> bool:
-    """Whether a row has a document that the batch has already."""
-    count = long.shape[1]
-    if row < count:
-        return bool(seen[long[0, row]] == batch)
-    for j in range(firsts[row - count], firsts[row - count + 1]):  # noqa: SIM110 (no generators in a kernel)
-        if seen[document[j]] == batch:
-            return True
-    return False
+            if not repeats:
+                order[i], order[j] = order[j], order[i]
+                break
+            j = ends[batch] if j == i else j + 1
+            if j >= last or 2 * tries > 2 * SWAPS + i - begin:
+                break
+            tries += 1
+        for piece in range(firsts[order[i]], firsts[order[i] + 1]):
+            seen[document[piece]] = now
