@@ -154,7 +154,7 @@ def _find(data: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
     path = ""
     for key in METRIC.split("."):
         node, path = node.get(key) if isinstance(node, dict) else None, f"{path}.{key}".strip(".")
-        if isinstance(node, dict) and key != "curriculum_metrics":
+        if isinstance(node, dict):
             _enabled(node, f"{source}: {path}")
     named = sorted(node) if isinstance(node, dict) else []
     chosen = [name for name in named if name.startswith("seqlen")]

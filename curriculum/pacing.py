@@ -183,7 +183,7 @@ def sine_reach(start: int, end: int, duration: int) -> Reach:
 
     def reach(value: int) -> int:
         gained = abs(value - start)
-        if gained in (0, distance) or duration == 0:
+        if gained in (0, distance):
             return duration if gained else 0
         wanted = gained * SCALE // distance - SCALE // TIE
         t = int(duration * math.asin(gained / distance) * 2 / math.pi)  # a guess: what follows does not depend on it

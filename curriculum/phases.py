@@ -144,7 +144,7 @@ class Phases(Sequence[Phase]):
         The first is what is left of the one at `step`; the last of the first steps is where they end.
         """
         index = self.number(step)
-        phases = self.columns[:, index : max(self.number(end), index) + 1]
+        phases = self.columns[:, index : self.number(end) + 1]
         new = _changes(phases[SEQLEN:ATTENTION_WINDOW])
         first, seqlen, sequences, _ = phases
         first = np.append(step, first[1:])[new]
@@ -158,9 +158,9 @@ class Phases(Sequence[Phase]):
         return Phases(columns).merged()
 
     def at_length(self, seqlen: int) -> Phases:
-        """As many sequences at each step, all of `seqlen` tokens, without attention windows."""
+        """As many sequences at each step, all of `seqlen` tokens."""
         columns = self.columns.copy()
-        columns[SEQLEN], columns[ATTENTION_WINDOW] = seqlen, 0
+        columns[SEQLEN] = seqlen
         return Phases(columns).merged()
 
     @cached_property

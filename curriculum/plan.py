@@ -203,10 +203,7 @@ COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
 
 def render(table: Plan) -> str:
     """The plan as text."""
-    windows = any(
-        row.attention_window_first < row.seqlen_first or row.attention_window_last < row.seqlen_last
-        for row in table.rows
-    )
+    windows = any(row.attention_window_first < row.seqlen_first for row in table.rows)  # they grow
     columns = [(head, cell) for head, cell in COLUMNS if windows or head != "attention window"]
     text = [aligned([[head for head, _ in columns], *([cell(row) for _, cell in columns] for row in table.rows)])]
     if table.take_turns:

@@ -102,5 +102,4 @@ def _decomposed(schedule: Schedule, store_tokens: int, sequences: list[int] | No
             remedy="lower total_tokens or seqlen_start, carry = true, or raise max_epochs",
         )
     curriculum = {**settings["curriculum"], SEQUENCES: [int(n) for n in sequences]}
-    tokens = -(-wanted // buckets.batch_tokens) * buckets.batch_tokens
-    return Schedule.from_settings(curriculum, settings["batch"], total_tokens=tokens, max_epochs=epochs)
+    return Schedule.from_settings(curriculum, settings["batch"], total_tokens=wanted, max_epochs=epochs)

@@ -180,10 +180,7 @@ class Schedule:
     def uncut(self) -> Schedule:
         """The rows at full length that truncation cuts this schedule's out of."""
         phases = self.phases.at_length(self.max_seqlen)
-        rows = dataclasses.replace(self, phases=phases, planner="dealing", settings=None)
-        if self.total_tokens is None:
-            return rows
-        return dataclasses.replace(rows, total_tokens=rows.tokens_before(self.total_steps))
+        return dataclasses.replace(self, phases=phases, planner="dealing", settings=None)
 
     @property
     def notches(self) -> Notches | None:

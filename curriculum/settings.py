@@ -72,9 +72,7 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
     curriculum, batch, run = _whole(curriculum), _whole(batch), _whole(run)
     settings = {key: value for key, value in curriculum.items() if value is not None}
     size = {key: batch.get(key) for key in BATCH_KEYS}
-    end = end_of_run(
-        run.get("total_tokens"), run.get("epochs"), 1 if run.get("max_epochs") is None else run["max_epochs"]
-    )
+    end = end_of_run(run.get("total_tokens"), run.get("epochs"), run.get("max_epochs"))
     made = {**end, "settings": {"curriculum": dict(settings), "batch": size}}
     name = settings.pop("pacing", "constant")
     if name == "buckets":
@@ -94,7 +92,7 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
     return {
         **made,
         "planner": DEALINGS[dealing],
-        "phases": batch_warmup(phases) if control == "batch_warmup" else phases,
+        "phases": batch_warmup(phases) if control else phases,
     }
 
 
@@ -150,9 +148,10 @@ def batch_size(pacing: Pacing, **size: int | None) -> Callable[[int], int]:
     return lambda seqlen: tokens // seqlen
 
 
-def end_of_run(total_tokens: int | None, epochs: int | None, max_epochs: int) -> dict[str, Any]:
+def end_of_run(total_tokens: int | None, epochs: int | None, max_epochs: int | None) -> dict[str, Any]:
     """The fields of a schedule that say where it ends; raises ConfigError for none or both."""
     exactly_one(total_tokens=total_tokens, epochs=epochs)
+    max_epochs = 1 if max_epochs is None else max_epochs
     if max_epochs < 1:
         raise ConfigError("max_epochs must be positive", found=max_epochs, allowed="1 or more")
     if (total_tokens or 0) >= MOST_TOKENS:

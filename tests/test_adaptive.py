@@ -169,6 +169,13 @@ def test_another_adaptive_schedule_goes_on_at_the_length_reached(store, changes,
         assert [batch.seqlen for batch in resumed] == [batch.seqlen for batch in rest]
 
 
+def test_an_adaptive_schedule_that_never_rose_is_at_its_own_beginning():
+    given = {"seqlen_end": 32, "global_batch_sequences": 3, "epochs": 1}
+    before, after = (Schedule.adaptive(seqlen_start=start, **given) for start in (24, 8))
+    assert after.carried_on(before).seqlen(0) == 24
+    assert before.carried_on(after).seqlen(0) == 24
+
+
 def test_a_rescheduled_adaptive_run_keeps_its_length_and_follows_the_new_rule(store, tmp_path):
     folder = tmp_path / "run"
     slow = {**CHANGES, "run__checkpoint_every_steps": 2}

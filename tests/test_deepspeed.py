@@ -150,11 +150,19 @@ def test_both_places_and_files_are_read(tmp_path):
     nested["data_efficiency"]["enabled"] = False
     with pytest.raises(ConfigError, match="switched off"):
         Schedule.from_deepspeed(nested, **batch)
+    automatic = {**legacy(ramp(8, 64, 50, 8)), "train_batch_size": "auto"}
+    with pytest.raises(ConfigError, match="exactly one of global_batch"):
+        Schedule.from_deepspeed(automatic, total_tokens=9)
     with pytest.raises(ConfigError, match="exactly one of global_batch"):
         Schedule.from_deepspeed(path, total_tokens=9)
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"ds_config\.json"):
         Schedule.from_deepspeed(path, **batch)
+
+
+def test_stages_of_one_length_that_is_least_and_most_are_that_length():
+    schedule = Schedule.from_deepspeed(legacy(discrete(8, [8, 8], [5])), total_tokens=9)
+    assert [schedule.seqlen(step) for step in (0, 5, 9)] == [8] * 3
 
 
 @pytest.mark.parametrize(

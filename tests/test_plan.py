@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stores import documents_of, write_store
 
@@ -26,6 +26,7 @@ def store(tmp_path_factory):
 
 
 @settings(max_examples=25)
+@example(low=1, high=40, duration=60, total=2000)
 @given(low=st.integers(1, 40), high=st.integers(1, 40), duration=st.integers(0, 60), total=st.integers(1, 2000))
 def test_the_table_covers_every_step_and_token_once(store, low, high, duration, total):
     schedule = Schedule.linear(
@@ -37,12 +38,14 @@ def test_the_table_covers_every_step_and_token_once(store, low, high, duration, 
         total_tokens=total,
     )
     table = plan(schedule, store)
-    assert len(table.rows) <= 20
+    assert len(table.rows) <= 18
+    assert all(row.seqlen_first == row.seqlen_last for row in (table.rows[0], table.rows[-1]))
     steps = [step for row in table.rows for step in range(row.first_step, row.last_step + 1)]
     assert steps == list(range(schedule.total_steps))
     assert sum(row.tokens for row in table.rows) == table.total_tokens >= total
     assert all(schedule.seqlen(row.first_step) == row.seqlen_first for row in table.rows)
     assert all(schedule.seqlen(row.last_step) == row.seqlen_last for row in table.rows)
+    assert all(schedule.tokens_before(row.first_step) == row.tokens_before for row in table.rows)
     assert sum(row.share for row in table.rows) == pytest.approx(1)
     assert sum(part.steps for part in table.lengths) == table.total_steps
     assert sum(part.tokens for part in table.lengths) == table.total_tokens
@@ -75,6 +78,10 @@ def test_truncation_throws_away_what_the_paper_run_did(store):
     )
     store_like = SimpleNamespace(tokens=10**12, documents=1, shards=[SimpleNamespace(tokens=10**12)])
     assert round(100 * plan(schedule, store_like).thrown_away_by_truncation, 1) == 9.1
+    other = Schedule.linear(
+        seqlen_start=8, seqlen_end=16, duration_steps=9, global_batch_tokens=32, total_tokens=store.tokens
+    )
+    assert plan(other, store).thrown_away_by_truncation is None, "batches of as many tokens have nothing to cut"
 
 
 def test_the_rehearsal_counts_what_the_loader_serves(store):
@@ -133,6 +140,9 @@ def test_a_ramp_that_the_data_end_before_is_noted(tmp_path):
     ramp = {"seqlen_start": 8, "seqlen_end": 64, "global_batch_sequences": 4, "epochs": 1}
     fits, slow = (plan(Schedule.linear(**ramp, duration_steps=steps), store) for steps in (5, 1000))
     assert fits.not_reached is None
+    stages = {"seqlens": [8, 16], "global_batch_sequences": 5, "epochs": 1}  # 2,000 tokens are 50 steps of the first
+    late, in_time = (plan(Schedule.staged(**stages, boundaries=[at]), store).not_reached for at in (50, 49))
+    assert (late, in_time) == ("seqlen 8, where the schedule would come to 16 at step 50", None)
     with CurriculumLoader(store, Schedule.linear(**ramp, duration_steps=1000), seed=1) as loader:
         assert rehearse(loader).least_cuts == 40 * 6, "at seqlen 8, all that the run serves"
     assert "note" not in render(fits)

@@ -79,6 +79,8 @@ def test_a_truncating_run_in_tokens_needs_the_data_it_reads(store):
     assert resolve(asked, store) == asked
     with pytest.raises(ConfigError, match=r"for which it reads[\s\S]*max_epochs = 2"):
         resolve(Schedule.linear(**RAMP, total_tokens=store.tokens, dealing="truncate"), store)
+    exact = Schedule.constant(seqlen=64, global_batch_sequences=2, epochs=1, dealing="truncate")
+    assert [exact.resolve(tokens).total_steps for tokens in (256, 383, 384)] == [2, 2, 3]
     with pytest.raises(ConfigError, match="less than one batch"):
         Schedule.constant(seqlen=64, global_batch_sequences=2, epochs=1, dealing="truncate").resolve(127)
 
@@ -137,6 +139,13 @@ def test_another_kind_of_batches_midway_is_refused(store, schedule):
         pytest.raises(RunError, match="cannot be changed midway"),
     ):
         other.load_state_dict(state, change_schedule=True)
+    if schedule is BUCKETS:
+        others = Schedule.buckets(seqlen_start=8, seqlen_end=32, cycles=3, global_batch_tokens=64, epochs=2)
+        with (
+            CurriculumLoader(store, others, seed=5) as again,
+            pytest.raises(RunError, match="cannot be changed midway"),
+        ):
+            again.load_state_dict(state, change_schedule=True)
 
 
 def test_runs_of_both_arms_finish_and_resume_to_the_same_weights(path, store, tmp_path):

@@ -52,6 +52,24 @@ def test_a_schedule_of_a_million_lengths_is_64_kb_at_most_and_another_is_refused
     assert len(schedule.phases) > 9 * 10**5
 
 
+def test_a_schedule_named_by_its_phases_or_digest_keeps_all_else():
+    like = {"first_piece": "beginning", "attention_window_positions": "restart"}
+    long = Schedule.table(
+        table=[[step, 8 + step % 2] for step in range(MOST_ROWS + 1)],
+        global_batch_sequences=8,
+        total_tokens=10**6,
+        **like,
+    )
+    short = Schedule.constant(seqlen=16, global_batch_sequences=8, total_tokens=10**6, **like)
+    changed = short.changed_at(4, Schedule.constant(seqlen=8, global_batch_sequences=8, total_tokens=10**6, **like))
+    state = saved([(0, short), (4, long), (9, changed)])
+    assert "digest" in state[1][1]["phases"]
+    for key, value in like.items():
+        assert [part.get(key) or part["settings"]["curriculum"][key] for _, part in state] == [value] * 3
+    stranger = replace(long, settings=None, first_piece="random", attention_window_positions="kept")
+    assert schedules_of(state, stranger) == [(0, short), (4, long), (9, changed)]
+
+
 @settings(max_examples=25)
 @given(
     rows=st.lists(st.sampled_from([1, 2, MOST_ROWS // 2, MOST_ROWS, MOST_ROWS + 1, 5000]), min_size=1, max_size=12),

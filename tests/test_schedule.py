@@ -122,6 +122,8 @@ def test_a_function_becomes_a_table():
         lambda step: 8 << (step // 3), steps=9, global_batch_sequences=2, total_tokens=9
     )
     assert [schedule.seqlen(step) for step in range(12)] == [8] * 3 + [16] * 3 + [32] * 6
+    last = Schedule.from_function([8, 8, 16].__getitem__, steps=3, global_batch_sequences=2, total_tokens=9)
+    assert [last.seqlen(step) for step in range(4)] == [8, 8, 16, 16]
 
 
 @pytest.mark.parametrize("at", [10**30, 10**15])
@@ -156,6 +158,27 @@ def test_a_change_keeps_the_past_and_takes_the_new_from_its_step():
     assert both.sequences(19) == 4
     assert both.sequences(20) == 2
     assert both.total_tokens == 9999
+    assert old.changed_at(20, old).phases == old.phases
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=8), st.data())
+def test_shapes_are_those_of_the_steps_whatever_their_attention_windows(runs, data):
+    table, steps = [], 0
+    for length, seqlen in runs:
+        table.append([steps, 16 * seqlen])
+        steps += length
+    end = {"global_batch_sequences": 2, "total_tokens": 10**4}
+    windows = Schedule.skyladder(seqlen=32, attention_window_start=1, attention_window_rate="1/2", **end)
+    schedule = Schedule.table(table=table, **end).changed_at(steps, windows)
+    shapes = [(schedule.seqlen(step), schedule.sequences(step)) for step in range(steps + 20)]
+    borders = [step for step in range(1, len(shapes)) if shapes[step] != shapes[step - 1]]
+    for step in range(steps + 10):
+        assert schedule.end_of_phase(step) == next((b for b in borders if b > step), schedule.total_steps)
+    step = data.draw(st.integers(0, steps + 10))
+    until = data.draw(st.integers(step + 1, steps + 15))
+    first, seqlens, sequences = schedule.phases.shapes(step, until)
+    assert first.tolist() == [step, *(border for border in borders if step < border <= until)]
+    assert list(zip(seqlens, sequences, strict=True)) == [shapes[at] for at in first[:-1]]
 
 
 def test_epochs_become_tokens_and_too_long_schedules_say_how_many_epochs():
@@ -177,6 +200,7 @@ def test_epochs_become_tokens_and_too_long_schedules_say_how_many_epochs():
         ({"pacing": "linear", "seqlen_start": 8}, "seqlen_end missing"),
         ({"pacing": "constant", "seqlen": 8, "degree": 2}, "degree not used"),
         ({"pacing": "constant", "seqlen": 8, "control": "none"}, "batch_warmup"),
+        ({"pacing": "root", "seqlen_start": 8, "seqlen_end": 16, "degree": 1.5}, "degree is a whole number"),
     ],
 )
 def test_odd_settings_are_refused_with_what_is_allowed(settings, message):
@@ -190,6 +214,8 @@ def test_batch_and_end_are_given_once():
             Schedule.constant(seqlen=8, total_tokens=9, **wrong)
     with pytest.raises(ConfigError, match="less than one sequence"):
         Schedule.constant(seqlen=8, total_tokens=9, global_batch_tokens=7)
+    with pytest.raises(ConfigError, match="max_epochs must be positive"):
+        Schedule.constant(seqlen=8, global_batch_sequences=1, total_tokens=9, max_epochs=0)
     with pytest.raises(ConfigError, match="total_tokens and epochs"):
         Schedule.constant(seqlen=8, global_batch_sequences=1, epochs=1, total_tokens=1)
 

@@ -84,6 +84,18 @@ def test_the_papers_rate_takes_the_papers_steps():
     assert {schedule.sequences(step) for step in (0, 70_000)} == {128}
 
 
+def test_a_duration_in_tokens_and_a_rate_that_divides_nothing():
+    given = {"seqlen": 64, "attention_window_start": 4, "global_batch_sequences": 3, "total_tokens": 10**5}
+    in_steps = Schedule.skyladder(**given, duration_steps=50)
+    in_tokens = Schedule.skyladder(**given, duration_tokens=50 * 3 * 64)
+    assert in_tokens.phases == in_steps.phases
+    ends = {"attention_window_end": 11, "attention_window_shape": "sine"}
+    assert (
+        Schedule.skyladder(**given, **ends, attention_window_rate="2/3").phases
+        == Schedule.skyladder(**given, **ends, duration_steps=11).phases
+    ), "7 positions at 2 in 3 steps take 10.5"
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 70), st.sampled_from(["kept", "restart"]))
 def test_spans_are_pieces_cut_at_the_multiples_of_the_window_in_each_row(store, window, seqlen, positions):
