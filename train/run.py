@@ -68,13 +68,14 @@ class Run:
             allocate=allocate_pinned if self.device.type == "cuda" else None,
         )
         self.schedule: Schedule = self.loader.schedule
+        self.notches = self.schedule.notches  # of the schedule asked for: one that was changed has none
         held_out = Store.open(self.config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
             self.warn(
                 "the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)"
             )
-            if self.schedule.notches:
+            if self.notches:
                 raise ConfigError("an adaptive length follows validation", found="no held-out documents")
 
     def _make_model(self, positions: int | None) -> None:
@@ -268,11 +269,10 @@ class Run:
 
     def adapt(self, validation: float) -> int | None:
         """The length from the next step on, where `validation` has raised it."""
-        notches = self.schedule.notches
-        if notches is None or self.at.step >= self.schedule.total_steps:
+        if self.notches is None or self.at.step >= self.schedule.total_steps:
             return None
         seqlen = self.schedule.seqlen(self.at.step)
-        raised = self.calm.observe(validation, seqlen, notches)
+        raised = self.calm.observe(validation, seqlen, self.notches)
         if raised == seqlen:
             return None
         self.loader.change_schedule(self.loader.order.asked[-1][1].raised_to(raised))
