@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")
 
 ROOT = Path(__file__).parents[1]
-COMMON, *EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrate.md").read_text(), re.S)
+_, COMMON, *EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrate.md").read_text(), re.S)
 NAMES = ("bare", "accelerate", "trainer")
 SMALLER = {
     "seqlen_end=1024": "seqlen_end=64",
