@@ -141,6 +141,23 @@ def test_a_schedule_changed_twice_midway_still_serves_every_token_once(store, st
     assert {batch.seqlen for batch in served[stop + again :]} <= {10}
 
 
+def test_batches_made_ahead_are_dropped_where_a_loader_goes_back_or_changes_its_schedule(store):
+    schedule, other = (Schedule.linear(**{**RAMP, "seqlen_end": end}, epochs=1) for end in (40, 16))
+    with CurriculumLoader(store, schedule, seed=3) as loader:
+        state = loader.state_dict()
+        first = [next(loader) for _ in range(3)]
+        loader.load_state_dict(state)
+        assert all(map(same, [next(loader) for _ in range(3)], first))
+        state = loader.state_dict()
+        loader.change_schedule(other)
+        changed = list(loader)
+    with CurriculumLoader(store, other, seed=3) as loader:
+        loader.load_state_dict(state, change_schedule=True)
+        expected = list(loader)
+    assert len(changed) == len(expected) and all(map(same, changed, expected))
+    assert changed[-1].seqlen == 16
+
+
 def test_another_store_seed_or_schedule_is_refused_by_name(store, tmp_path):
     schedule = Schedule.linear(**RAMP, epochs=1)
     write_store(tmp_path, documents_of(LENGTHS, seed=9))
