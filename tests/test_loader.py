@@ -206,6 +206,11 @@ def test_impossible_worlds_are_refused(store):
         CurriculumLoader(store, schedule, seed=1, rank=0, world_size=3)
     with pytest.raises(ConfigError, match="rank 3 of 3"):
         CurriculumLoader(store, schedule, seed=1, rank=3, world_size=3)
+    with CurriculumLoader(store, Schedule.linear(**RAMP, epochs=1), seed=1, world_size=3) as loader:
+        first, state = next(loader), loader.state_dict()
+        with pytest.raises(ConfigError, match="fewer sequences than there are ranks"):
+            loader.change_schedule(schedule)
+        assert (loader.state_dict(), next(loader).step) == (state, first.step + 1), "not as it was"
 
 
 def test_validation_batches_hold_every_token_once(store):

@@ -98,16 +98,29 @@ def test_the_rehearsal_counts_what_the_loader_serves(store):
     assert ledger.least_cuts == 2 * int(np.sum((store.lengths - 1) // 48))
 
 
-def test_half_an_epoch_serves_documents_once_or_not_at_all(store):
-    schedule = Schedule.constant(seqlen=16, global_batch_sequences=2, total_tokens=store.tokens // 2)
-    ledger = rehearse(CurriculumLoader(store, schedule, seed=5))
-    assert (ledger.served_least, ledger.served_most) == (0, 1)
-    served = np.zeros(store.documents, int)
+@settings(max_examples=15)
+@given(total=st.integers(1, 5000))
+@example(total=16 * 60)  # ends where the longer length would begin
+@example(total=1200)  # half an epoch
+def test_documents_served_in_part_are_counted_as_what_was_served_of_them(store, total):
+    schedule = Schedule.staged(
+        seqlens=[8, 40], boundaries=[60], global_batch_sequences=2, total_tokens=total, max_epochs=3
+    )
     with CurriculumLoader(store, schedule, seed=5) as loader:
-        for batch in loader:
-            np.add.at(served, batch.pieces.document, batch.pieces.length)
-    least = sum(-(-tokens // 16) - 1 for tokens in served.tolist() if tokens)
-    assert 0 < ledger.least_cuts == least <= ledger.cuts
+        ledger, batches = rehearse(loader), list(loader)
+    served = np.zeros(store.documents, int)
+    for batch in batches:
+        np.add.at(served, batch.pieces.document, batch.pieces.length)
+    longest = max(batch.seqlen for batch in batches)
+    readings = [  # tokens of each time that a document is read, to its end or not
+        min(tokens - begin, length)
+        for tokens, length in zip(served.tolist(), store.lengths.tolist(), strict=True)
+        for begin in range(0, tokens, length)
+    ]
+    assert ledger.served_least == min(served // store.lengths)
+    assert ledger.served_most == max(-(-served // store.lengths))
+    assert ledger.cuts == ledger.pieces - len(readings)
+    assert ledger.least_cuts == sum((tokens - 1) // longest for tokens in readings) <= ledger.cuts
 
 
 def test_every_source_has_its_ledger(tmp_path):
