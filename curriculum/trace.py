@@ -67,7 +67,7 @@ def trace_step(loader: CurriculumLoader, step: int) -> TracedStep:
         raise ConfigError(
             "the run has no such step", found=step, allowed=f"0 to {total - 1}: steps count from 0, up to the last"
         )
-    packed = next(batch for planned, batch in loader.planned(step) if planned == step)
+    _, packed = next(loader.planned(step))
     seqlen, (first, last) = loader.schedule.seqlen(step), loader.own_rows(step)
     pieces = _pieces(loader, step, packed)
     return TracedStep(

@@ -14,6 +14,7 @@ from curriculum.plan import render
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train.cli import main
+from train.config_file import parse_config
 from train.data import micro_batches
 from train.forecast import forecast, render_forecast
 from train.loop import run
@@ -39,8 +40,12 @@ def test_landmarks_are_the_rates_of_the_run(store, tmp_path):
         assert mark.step == 0 or lines[mark.step - 1]["tokens_seen"] == mark.tokens_before
     assert len(lines) == what.plan.total_steps
     assert lines[max(lines)]["tokens_seen"] == what.plan.ledger.targets
-    warmup = what.landmarks[1].step
+    _, warmup, ramp, half, _ = (mark.step for mark in what.landmarks)
     assert lines[warmup - 1]["lr"] < lines[warmup]["lr"] >= lines[warmup + 1]["lr"]
+    assert lines[ramp - 1]["seqlen"] < lines[ramp]["seqlen"] == 32
+    assert lines[half - 2]["tokens_seen"] < what.plan.total_tokens / 2 <= lines[half - 1]["tokens_seen"]
+    whole = config_of(store, tmp_path / "run", optimizer__warmup_steps=what.plan.total_steps)
+    assert [(m.name, m.step) for m in forecast(whole)[1].landmarks][-2] == ("end of the LR warmup", len(lines) - 1)
 
 
 def test_a_run_of_one_step_has_no_landmark_behind_it(store, tmp_path):
@@ -92,6 +97,12 @@ def test_flops_are_those_of_the_formula(store, tmp_path):
     assert (what.cost.flops, what.cost.attention_flops) == (flops, attention)
     assert what.cost.attention_flops_documents == apart < attention
     assert what.cost.hours == pytest.approx(flops / 2e12 / 3600)
+    settings = settings_of(store, tmp_path / "run")
+    settings["curriculum"] = {"pacing": "skyladder", "seqlen": 32, "attention_window_start": 8, "duration_steps": 9}
+    ladder = parse_config(settings, where="test")
+    schedule, seen = forecast(ladder)
+    reach = [schedule.attention_window(step) or 32 for step in range(schedule.total_steps)]
+    assert seen.cost.attention_flops == 12 * 2 * 32 * 3 * 32 * sum(reach) < seen.plan.total_tokens * 32 * each
     causal = config_of(store, tmp_path / "run", model__mask="causal")
     assert forecast(causal)[1].cost.attention_flops_documents is None
 

@@ -219,7 +219,20 @@ def test_the_command_traces_a_config_before_it_runs(tmp_path):
     assert output.count("\n    | ") == len(pieces)
     status, output = command(path, "--document", pieces[0]["document"])
     assert status == 0
-    assert any(line.split()[:1] == ["3"] for line in output.splitlines())
+    told = json.loads(command(path, "--document", pieces[0]["document"], "--json")[1])
+    assert "each served 1 times here" in output
+    rows = [[int(n) for n in line.replace(",", "").split()] for line in output.splitlines()[2:]]
+    assert rows == [
+        [p["step"], p["row"], p["column"], p["document"], p["start"], p["start"] + p["length"] - 1]
+        for p in told["pieces"]
+    ]
+    assert any(row[0] == 3 for row in rows)
+    assert not any("origin" in piece for piece in told["pieces"]), "it is the document's own"
+    half = write_config(tmp_path, store.path, run__epochs=None, run__total_tokens=store.tokens // 2)
+    longest = int(store.lengths.argmax())
+    begun = sum(piece.length for piece in trace_document(loader_of(half), longest).pieces)
+    assert 0 < begun < store.lengths[longest]
+    assert "each served 0 to 1 times here" in command(half, "--document", longest)[1]
 
 
 @pytest.mark.parametrize(
