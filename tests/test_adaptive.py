@@ -17,9 +17,10 @@ from curriculum.loader import CurriculumLoader
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
-from train import checkpoint, loop
+from train import checkpoint, loop, warmup
 from train.cli import main
 from train.metrics import read_metrics
+from train.run import Run
 
 CHANGES = {
     "curriculum__pacing": "adaptive",
@@ -85,6 +86,19 @@ def test_lengths_taken_are_recorded_in_metrics_outcome_and_schedule(store, tmp_p
         assert line["seqlen"] == now
         if "validation_loss" in line:
             now = state.observe(line["validation_loss"], now, config.schedule().notches)
+
+
+def test_lengths_still_to_come_are_warmed_up_whatever_the_length_is_now(store, tmp_path, monkeypatch):
+    tried = set()
+    monkeypatch.setattr(warmup, "try_shape", lambda run, shape: tried.add(shape.rows * shape.seqlen))
+    this = Run(config_of(store, tmp_path / "none", **CHANGES, run__compile=True), lambda text: None)
+    for raised in (16, 24):
+        assert [this.adapt(1.0), this.adapt(1.0)] == [None, raised]
+        assert this.schedule.seqlen(0) == raised
+        tried.clear()
+        this.warm_up()
+        assert tried >= {6 * 8, 6 * 16, 6 * 24}
+    this.loader.close()
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights_and_lengths(store, tmp_path, monkeypatch):

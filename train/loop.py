@@ -87,7 +87,7 @@ def run(
         held.enter_context(_collector_off())
         with out_of_memory_explained(lambda: this.micro_batch_tokens):
             finished, validation = _steps(this, report, signals)
-    taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.notches else []
+    taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.asked.notches else []
     return Outcome(
         str(folder),
         finished,

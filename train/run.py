@@ -68,14 +68,13 @@ class Run:
             allocate=allocate_pinned if self.device.type == "cuda" else None,
         )
         self.schedule: Schedule = self.loader.schedule
-        self.notches = self.schedule.notches  # of the schedule asked for: one that was changed has none
         held_out = Store.open(self.config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
             self.warn(
                 "the store has no held-out documents: no validation (slw-prep build --validation-fraction 0.01)"
             )
-            if self.notches:
+            if self.asked.notches:
                 raise ConfigError("an adaptive length follows validation", found="no held-out documents")
 
     def _make_model(self, positions: int | None) -> None:
@@ -108,6 +107,11 @@ class Run:
         self.pending = Pending(self.ranks)
         self.peak_tflops = settings.peak_tflops or peak_tflops(self.device)
         self.saver = Saver(settings)
+
+    @property
+    def asked(self) -> Schedule:
+        """The schedule that was asked for last, its rule included; `schedule` is what it and those before became."""
+        return self.loader.order.asked[-1][1]
 
     @property
     def log_every_steps(self) -> int:
@@ -269,12 +273,13 @@ class Run:
 
     def adapt(self, validation: float) -> int | None:
         """The length from the next step on, where `validation` has raised it."""
-        if self.notches is None or self.at.step >= self.schedule.total_steps:
+        notches = self.asked.notches
+        if notches is None or self.at.step >= self.schedule.total_steps:
             return None
         seqlen = self.schedule.seqlen(self.at.step)
-        raised = self.calm.observe(validation, seqlen, self.notches)
+        raised = self.calm.observe(validation, seqlen, notches)
         if raised == seqlen:
             return None
-        self.loader.change_schedule(self.loader.order.asked[-1][1].raised_to(raised))
+        self.loader.change_schedule(self.asked.raised_to(raised))
         self.schedule = self.loader.schedule
         return raised

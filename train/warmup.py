@@ -8,6 +8,7 @@ its first step. Gradients are dropped and random generators restored: the run is
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -54,17 +55,21 @@ class Shape:
         return self.tokens // self.seqlen
 
 
-def shapes_of(schedule: Schedule, micro_batch_tokens: int, world_size: int = 1) -> Counter[Shape]:
+def shapes_of(
+    schedule: Schedule, micro_batch_tokens: int, world_size: int = 1, asked: Schedule | None = None
+) -> Counter[Shape]:
     """Each micro-batch shape of a run, with the tokens that one rank serves in it; the same on all ranks.
 
-    The lengths that an adaptive schedule may still come to count as one step each.
+    The lengths that an adaptive schedule may come to count as one step each; `asked` is it where `schedule`
+    is what it has become by now.
     """
+    asked = asked or schedule
     found: Counter[Shape] = Counter()
     ends = [phase.first_step for phase in schedule.phases[1:]] + [schedule.total_steps]
     phases = [(phase, max(0, end - phase.first_step)) for phase, end in zip(schedule.phases, ends, strict=True)]
-    if notches := schedule.notches:
+    if notches := asked.notches:
         lengths = range(notches.seqlen_start, notches.seqlen_end + 1, notches.seqlen_multiple)
-        phases += [(schedule.raised_to(seqlen).phases[-1], 1) for seqlen in lengths]
+        phases += [(asked.raised_to(seqlen).phases[-1], 1) for seqlen in lengths]
     for phase, steps in phases:
         least, rest = divmod(phase.sequences, world_size)
         for rows in {least, least + (rest > 0)} - {0}:
@@ -133,7 +138,7 @@ def warm_up(run: Run) -> None:
     with Untouched(run.model, run.optimizer):
         if cuda and run.config.batch.micro_batch_tokens == "auto":
             run.micro_batch_tokens = micro_batch_that_fits(run)
-        counted = shapes_of(schedule, run.micro_batch_tokens, world_size)
+        counted = shapes_of(schedule, run.micro_batch_tokens, world_size, run.asked)
         shapes = largest_first(counted)
         with out_of_memory_explained(lambda: run.micro_batch_tokens):
             if compiler is not None:
@@ -159,14 +164,14 @@ def micro_batch_that_fits(run: Run) -> int:
     torch.cuda.empty_cache()
     schedule, ranks = run.schedule, run.ranks
     begun = run.at.step > 0
-    rows = max(-(-phase.sequences // ranks.world_size) * phase.seqlen for phase in schedule.phases)
+    whole = max(shapes_of(schedule, sys.maxsize, ranks.world_size, run.asked)).tokens
     free, size = torch.cuda.mem_get_info(run.device)
     # Shards are gathered by all ranks at once: so they have equally much, and run out of it at the same place.
     held = free - int(ranks.gather(torch.tensor(free)).min()) + (0 if begun else int(SPARE * size))
 
     def attempt(tokens: int) -> None:
         spare = torch.empty(held, dtype=torch.uint8, device=run.device)
-        try_shape(run, largest_first(shapes_of(schedule, tokens, ranks.world_size))[0])
+        try_shape(run, largest_first(shapes_of(schedule, tokens, ranks.world_size, run.asked))[0])
         del spare
 
     def agreed(mine: bool) -> bool:
@@ -180,7 +185,7 @@ def micro_batch_that_fits(run: Run) -> int:
             )
         return bool(enough.all())
 
-    most = run.micro_batch_tokens if begun else min(MOST_TOKENS, rows)
+    most = run.micro_batch_tokens if begun else min(MOST_TOKENS, whole)
     return largest_that_fits(attempt, most, schedule.max_seqlen, agreed)
 
 
