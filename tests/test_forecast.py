@@ -11,6 +11,8 @@ from runs import as_toml, config_of, settings_of, tiny_store
 
 from curriculum.loader import CurriculumLoader
 from curriculum.plan import render
+from curriculum.resolve import check_first_batch
+from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train.cli import main
@@ -101,6 +103,7 @@ def test_flops_are_those_of_the_formula(store, tmp_path):
     settings["curriculum"] = {"pacing": "skyladder", "seqlen": 32, "attention_window_start": 8, "duration_steps": 9}
     ladder = parse_config(settings, where="test")
     schedule, seen = forecast(ladder)
+    assert seen.cost.flops == 6 * count * seen.plan.total_tokens + seen.cost.attention_flops
     reach = [schedule.attention_window(step) or 32 for step in range(schedule.total_steps)]
     assert seen.cost.attention_flops == 12 * 2 * 32 * 3 * 32 * sum(reach) < seen.plan.total_tokens * 32 * each
     causal = config_of(store, tmp_path / "run", model__mask="causal")
@@ -163,3 +166,4 @@ def test_a_batch_that_holds_more_than_the_data_is_refused(store, tmp_path):
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("[!.]*"))
     assert forecast(config(too_many - 2))[1].plan.total_steps > 1
     assert forecast(config(too_many, run__epochs=2))[1].plan.total_steps > 1
+    check_first_batch(Schedule.constant(seqlen=99, global_batch_sequences=1, total_tokens=99), 99)  # all of it

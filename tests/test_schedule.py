@@ -131,6 +131,8 @@ def test_steps_and_tokens_beyond_64_bits_are_refused(at):
     staged = {"seqlens": [1024, 8], "global_batch_sequences": 1 << 20}
     with pytest.raises(ConfigError, match="beyond what can be counted"):
         _ = Schedule.staged(**staged, boundaries=[at], total_tokens=1).total_steps
+    with pytest.raises(ConfigError, match="beyond what can be counted"):
+        _ = Schedule.constant(seqlen=1 << 32, global_batch_sequences=1 << 31, total_tokens=1).total_steps
     assert Schedule.staged(**staged, boundaries=[10**9], total_tokens=1).total_steps == 1
 
 
