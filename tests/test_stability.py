@@ -92,12 +92,15 @@ def test_roots_on_a_cpu_equal_the_slow_ones_whatever_is_among_them(sizes, seed, 
     generator = torch.Generator().manual_seed(seed)
     moments = [torch.rand(size + 1, generator=generator) ** 20 for size in sizes]
     odd = data.draw(st.sampled_from([None, 0.0, 1e-45, 3e38, math.inf, math.nan, -math.nan]))
+    tensor = data.draw(st.integers(0, len(sizes) - 1))
     if odd is not None:
-        moments[-1][data.draw(st.integers(0, sizes[-1]))] = odd
-    sums, largest = stability._on_cpu(moments)
-    slow = torch.tensor([math.fsum(v.double().sqrt().tolist()) for v in moments])
-    torch.testing.assert_close(sums, slow, rtol=1e-5, atol=0, equal_nan=True)
-    assert torch.equal(largest.nan_to_num(-1), torch.stack([v.max() for v in moments]).nan_to_num(-1))
+        moments[tensor][data.draw(st.integers(0, sizes[tensor]))] = odd
+    l1, most, index = stability._on_cpu(moments)
+    slow = torch.tensor(math.fsum(root for v in moments for root in v.double().sqrt().tolist()))
+    torch.testing.assert_close(l1, slow, rtol=1e-5, atol=0, equal_nan=True)
+    largest, where = torch.stack([v.max() for v in moments]).max(0)
+    assert torch.equal(most.nan_to_num(-1), largest.nan_to_num(-1))
+    assert index == where
 
 
 def test_adam_variance_follows_an_injected_burst():
