@@ -1,10 +1,6 @@
 """Import and export: whatever the format, the same tokens come back, each document ending once."""
 
-import itertools
 import json
-import struct
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -16,13 +12,13 @@ from hypothesis import strategies as st
 from runs import tiny_tokenizer
 from stores import EOD, documents_of, write_store
 from test_cli import call
+from test_megatron import write_megatron
 
-from pipeline import megatron
 from pipeline.cli import main as prep
 from pipeline.errors import CorpusError, SlwError, StoreError
 from pipeline.held_out import are_held_out
 from pipeline.interop import ImportOptions, export_huggingface, export_megatron, import_tokens
-from pipeline.megatron import DTYPES, HEADER, MAGIC, IndexedDataset
+from pipeline.megatron import IndexedDataset
 from pipeline.reader import Store
 from pipeline.verify import verify
 
@@ -45,25 +41,6 @@ def bring(tokenizer, out, *inputs, **more):
     return import_tokens(ImportOptions(inputs=tuple(map(str, inputs)), tokenizer=tokenizer, out=out, **more))
 
 
-def write_megatron(prefix, sequences, code=8, documents=None, order=None):
-    """By hand: .bin with the sequences in `order`, documents as numbers of sequences."""
-    dtype = DTYPES[code]
-    order = range(len(sequences)) if order is None else order
-    at, pointers, data = 0, [0] * len(sequences), b""
-    for i in order:
-        pointers[i] = at
-        data += np.array(sequences[i]).astype(dtype).tobytes()
-        at = len(data)
-    index = np.cumsum([0, *(documents if documents is not None else [1] * len(sequences))])
-    parts = [("<i4", [len(s) for s in sequences]), ("<i8", pointers), ("<i8", index)]
-    prefix.with_name(prefix.name + ".bin").write_bytes(data)
-    prefix.with_name(prefix.name + ".idx").write_bytes(
-        HEADER.pack(MAGIC, 1, code, len(sequences), len(index))
-        + b"".join(np.array(values, dtype=kind).tobytes() for kind, values in parts)
-    )
-    return prefix
-
-
 def nothing(tokens):
     pass
 
@@ -81,30 +58,6 @@ def test_a_store_exported_and_imported_has_the_same_tokens(tokenizer, tmp_path_f
     assert stored(folder / "b") == [d.tolist() for d in documents]
     assert result.added == (0 if eod else len(documents))
     assert verify(folder / "b") == []
-
-
-@settings(max_examples=20)
-@given(
-    data=st.data(),
-    code=st.sampled_from(sorted(DTYPES)),
-    sequences=st.lists(st.lists(st.integers(0, 49), max_size=9), min_size=1, max_size=12),
-    most=st.integers(1, 30),
-    block=st.integers(1, 5),
-)
-def test_documents_of_any_index_are_its_sequences_put_together(tmp_path_factory, data, code, sequences, most, block):
-    cuts = data.draw(st.lists(st.integers(0, len(sequences)), max_size=4))
-    documents = np.diff([0, *sorted(cuts), len(sequences)]).tolist()
-    order = data.draw(st.permutations(range(len(sequences))))
-    prefix = write_megatron(tmp_path_factory.mktemp("m") / "x_document", sequences, code, documents, order)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(megatron, "BLOCK", block)
-        batches = list(IndexedDataset(prefix).batches(most))
-    flat = [token for batch in batches for token in batch.tokens.tolist()]
-    assert flat == [token for sequence in sequences for token in sequence]
-    ends = np.cumsum([0, *documents])
-    lengths = [sum(map(len, sequences[a:b])) for a, b in itertools.pairwise(ends)]
-    assert [n for batch in batches for n in batch.lengths.tolist()] == lengths
-    assert all(batch.lengths.sum() <= most or len(batch.lengths) == 1 for batch in batches)
 
 
 def test_a_document_ends_once_and_an_empty_one_is_left_out(tokenizer, tmp_path):
@@ -164,31 +117,6 @@ def test_an_id_outside_the_vocabulary_names_document_and_position(tokenizer, tmp
     with pytest.raises(CorpusError, match=r"document 2, position 2"):
         bring(tokenizer, tmp_path / "store", tmp_path / "x", unit_bytes=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.idx"]
-
-
-@pytest.mark.parametrize(
-    ("at", "data", "said"),
-    [
-        (0, b"NOINDEX", "not a Megatron index"),
-        (9, struct.pack("<Q", 2), "version 2"),
-        (17, b"\x09", "dtype code 9"),
-        (18, struct.pack("<Q", 4), "size"),
-        (34, struct.pack("<i", 100), "sequence 0 is outside"),
-        (34, struct.pack("<i", -1), "sequence 0 is outside"),
-        (34 + 12 + 16, struct.pack("<q", 1 << 40), "sequence 2 is outside"),
-        (34 + 36 + 24, struct.pack("<q", 2), "do not cover"),
-    ],
-)
-def test_an_unsound_index_is_refused_before_a_token_is_read(tmp_path, at, data, said):
-    prefix = write_megatron(tmp_path / "x", [[1, 2, 3], [4], [5]])
-    path = tmp_path / "x.idx"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:at] + data + whole[at + len(data) :])
-    with pytest.raises(CorpusError, match=said):
-        IndexedDataset(prefix)
-    (tmp_path / "x.bin").unlink()
-    with pytest.raises(CorpusError, match="half of an indexed dataset"):
-        IndexedDataset(prefix)
 
 
 def test_odd_columns_are_named(tokenizer, tmp_path, capfd):
@@ -337,33 +265,3 @@ def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_p
     opened = datasets.load_from_disk(tmp_path / "hf")
     assert opened["input_ids"][:] == [d.tolist() for d in documents]
     assert opened.split == "train" and set(opened.column_names) == {"input_ids", "row"}
-
-
-MEGATRON = """
-import json, sys
-from megatron.core.datasets.indexed_dataset import IndexedDataset
-for data in map(IndexedDataset, sys.argv[1:]):
-    documents = [data[i].tolist() for i in range(len(data))]
-    print(json.dumps([data.index.dtype.__name__, data.document_indices.tolist(), documents]))
-"""
-
-
-def test_megatrons_own_reader_reads_the_same_documents(tmp_path):
-    pytest.importorskip("megatron.core.package_info", reason="megatron-core is not installed")
-    expected = []
-    for dtype, vocab_size in (("uint16", 50), ("int32", 70_000)):
-        documents = documents_of([5, 1, 9, 300, 2], vocab_size)
-        write_store(tmp_path / dtype, documents, shards=2, vocab_size=vocab_size)
-        export_megatron(Store.open(tmp_path / dtype), tmp_path / f"{dtype}_document", progress=nothing)
-        expected.append([dtype, [0, 1, 2, 3, 4, 5], [d.tolist() for d in documents]])
-    # In a process of its own: importing it warns of the GPU libraries that are not there.
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        MEGATRON,
-        *(str(tmp_path / f"{e[0]}_document") for e in expected),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [json.loads(line) for line in done.stdout.splitlines()[-2:]] == expected
