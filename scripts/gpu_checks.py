@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpu_parity import worst_error
+
 Result = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 RELATIVE_ERROR = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -90,86 +92,6 @@ def parity(cpu: bool) -> Iterator[Result]:
             result = attempted(f"{form} {name} {mask}", compare)
             usual = result.get("error", 0.0) if form == "rows" else 0.0
             yield result
-
-
-def worst_error(cpu: bool, mask: str, dtype: Any, flat: Any, allowed: float) -> Result:
-    """Of the lengths and windows, the case that differs most."""
-    import torch
-
-    from train.attention import has_varlen
-    from train.data import micro_batches
-
-    device = torch.device("cpu" if cpu else "cuda")
-    if flat is not None and not cpu:
-        assert has_varlen(device, dtype, 64), "no variable-length kernels"
-    found = []
-    for seqlen in (8, 40) if cpu else (8, 24, 128, 1024):
-        for window in (None, seqlen // 2 + 1):
-            model, batch, expected = reference(cpu, seqlen, mask, window)
-            model.to(device)
-            (part,) = micro_batches(batch, 10**9, device, mask, flat)
-            ours = gradients(model, part, dtype if dtype == torch.bfloat16 else None)
-            error = max(float((a.cpu() - b).norm() / b.norm()) for a, b in zip(ours, expected, strict=True))
-            found.append((error, f"L={seqlen}" + (f" window {window}" if window else "")))
-    error, where = max(found)
-    return {"ok": error < allowed, "error": float(f"{error:.1e}"), "at": where, "cases": len(found)}
-
-
-@functools.cache
-def reference(cpu: bool, seqlen: int, mask: str, window: int | None) -> tuple[Any, Any, list[Any]]:
-    """A model, a batch of random spans, and loss and gradients with a mask in float32 on the CPU."""
-    import torch
-
-    from train.attention import Sight, span_mask
-    from train.config import ModelConfig
-    from train.data import document_mask, micro_batches
-    from train.model import GPT2
-
-    shape = {"layers": 2, "width": 128, "heads": 2} if cpu else {"layers": 4, "width": 256, "heads": 4}
-    batch = spans_batch(seqlen, rows=4 if cpu else 8, window=window)
-    torch.manual_seed(1)
-    model = GPT2(ModelConfig(**shape, mask=mask), 500, seqlen)
-    (part,) = micro_batches(batch, 10**9, torch.device("cpu"), mask)
-    blocks = torch.arange(seqlen) // (window or seqlen)  # of plain causal rows, cut at windows
-    seen = document_mask(batch) if mask == "document" else span_mask(blocks.expand(batch.labels.shape))
-    return model, batch, gradients(model, part._replace(sight=Sight(seen)), None)
-
-
-def spans_batch(seqlen: int, rows: int, window: int | None) -> Any:
-    """Rows of random spans."""
-    import numpy as np
-
-    from curriculum.batch import with_attention_window
-    from train.warmup import Shape, sample_batches
-
-    random = np.random.default_rng(seqlen)
-    (batch,) = sample_batches(Shape(rows * seqlen, seqlen), False)
-    begins = random.random((rows, seqlen)) < 3 / seqlen
-    begins[:, 0] = True
-    starts = np.flatnonzero(begins)
-    lengths = np.diff(starts, append=begins.size)
-    batch = type(batch)(
-        **{
-            **batch.__dict__,
-            "input_ids": random.integers(0, 500, begins.shape),
-            "labels": random.integers(0, 500, begins.shape),
-            "position_ids": (np.arange(begins.size) - np.repeat(starts, lengths)).reshape(begins.shape),
-            "cu_seqlens": np.append(starts, begins.size).astype(np.int32),
-            "max_seqlen": int(lengths.max()),
-        }
-    )
-    return with_attention_window(batch, window, "kept")
-
-
-def gradients(model: Any, part: Any, half: Any) -> list[Any]:
-    """The loss and all gradients, flat."""
-    import torch
-
-    model.zero_grad()
-    with torch.autocast(part.labels.device.type, half, enabled=half is not None):
-        loss = model.loss(*part) / part.labels.numel()
-    loss.backward()
-    return [loss.detach().float(), torch.cat([p.grad.flatten().float() for p in model.parameters()])]
 
 
 # runs
