@@ -27,7 +27,17 @@ def documents_of(lengths, vocab_size=50, seed=0):
 
 
 def write_store(
-    path, documents, *, shards=1, vocab_size=50, bos_id=EOD, split="train", tokenizer=b"{}", source="", extra=None
+    path,
+    documents,
+    *,
+    shards=1,
+    vocab_size=50,
+    bos_id=EOD,
+    eod_id=EOD,
+    split="train",
+    tokenizer=b"{}",
+    source="",
+    extra=None,
 ):
     """Write `documents` as a store of `shards` shards; call again with another split or source to add it.
 
@@ -77,7 +87,7 @@ def write_store(
         tokenizer_digest=digest_bytes(tokenizer),
         vocab_size=vocab_size,
         token_dtype=str(token_dtype(vocab_size)),
-        eod_id=EOD,
+        eod_id=eod_id,
         bos_id=bos_id,
         shards=kept + infos,
         parameters={},

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import EOD, documents_of, write_store
+from stores import documents_of, write_store
 
 from curriculum.batch import make_batches
 from pipeline.errors import ConfigError
 from pipeline.packing import NO_TARGET, Packed
 from pipeline.reader import Store
 
-BOS = 49
+BOS, EOD = 49, 48
 LENGTHS = [1, 40, 3, 77, 5, 2, 64, 9]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("store")
-    write_store(path, documents_of(LENGTHS), shards=3, bos_id=BOS)
+    write_store(path, documents_of(LENGTHS), shards=3, bos_id=BOS, eod_id=EOD)
     return Store.open(path)
 
 
