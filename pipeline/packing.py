@@ -106,9 +106,8 @@ def pack(lengths: np.ndarray, seqlen: int) -> Packed:
 @njit(nogil=True, cache=True)
 def _whole_sequences(length: int, seqlen: int, inverse: float) -> int:
     """length // seqlen, without a division, which would take longer than all else; `inverse` is 1 / seqlen."""
-    full = int(length * inverse)  # or one beside it
-    rest = length - full * seqlen
-    return full + (rest >= seqlen) - (rest < 0)
+    full = int(length * inverse)  # or one less; one more only beyond 2**51
+    return full + (length - full * seqlen >= seqlen)
 
 
 @njit(nogil=True, cache=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.bits import highest_up_to, lowest_from, word_from
 from pipeline.errors import ConfigError
 from pipeline.fitting import best_fit, close_exactly, fill_rows, longest_first, room_for
-from pipeline.packing import least_cuts, least_excess_cuts, pack, place
+from pipeline.packing import _whole_sequences, least_cuts, least_excess_cuts, pack, place
 
 ITEMS = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])).flatmap(
     lambda seqlen: st.tuples(st.just(seqlen), st.lists(st.integers(1, seqlen), max_size=60))
@@ -206,3 +206,9 @@ def test_what_is_no_whole_number_is_refused_not_cut_down(lengths, seqlen):
 def test_what_is_not_one_list_and_one_number_is_refused(lengths, seqlen):
     with pytest.raises(ConfigError, match="lengths is a list of numbers"):
         pack(lengths, seqlen)
+
+
+@given(st.integers(1, 1 << 20), st.integers(0, 1 << 20), st.integers(-1, 1))
+def test_whole_sequences_are_counted_as_by_a_division(seqlen, whole, beside):
+    length = max(seqlen * whole + beside, 0)
+    assert _whole_sequences(length, seqlen, 1 / seqlen) == length // seqlen
