@@ -22,8 +22,8 @@ from pipeline.command import (
     contents,
     echo_json,
     note_ordinary_eod,
-    pasted,
 )
+from pipeline.shell import pasted
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult, TaskResult

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from pipeline.amount import amount
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod, pasted
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod
+from pipeline.shell import pasted
 
 
 class Local(click.Path):
@@ -186,4 +187,4 @@ def pack(
         f"({facts['excess_cuts_per_document']:.4f} in excess a document)"
     )
     if out:
-        click.echo(f'next: datasets.load_from_disk("{out}")')
+        click.echo(f"next: datasets.load_from_disk({str(out)!r})")

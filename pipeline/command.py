@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,12 +116,6 @@ def _ctrl_c() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = hook
-
-
-def pasted(path: Path) -> str:
-    """`path` as an argument of a command to paste into a shell: quoted, and no option where it begins with a dash."""
-    text = str(path)
-    return quote(f"./{text}" if text.startswith("-") else text)
 
 
 def echo_json(value: Any) -> None:

@@ -18,6 +18,7 @@ import orjson
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.files import STDIN, filesystem, has_ranges, is_remote, local_path, open_input, suffixes_of
+from pipeline.shell import pasted
 
 FORMATS = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -77,7 +78,7 @@ def find_files(
             "inputs with and without a source",
             found=f"{inputs[0]} and --source {'='.join(sources[0])}",
             allowed="INPUT... or --source NAME=PATH, not both: a store has named sources or one without a name",
-            remedy=f"name it too: --source NAME={inputs[0]}",
+            remedy=f"name it too: --source {pasted(f'NAME={inputs[0]}')}",
         )
     if not inputs and not sources:
         raise ConfigError("nothing to read", allowed="INPUT..., or --source NAME=PATH once or more")
@@ -160,14 +161,15 @@ def _format_of(path: str, reading: Reading) -> str:
             f"a file of a kind that is not read: {suffix}",
             where=path,
             allowed="plain files, .gz and .zst",
-            remedy=f"{_OTHER_COMPRESSIONS[suffix]} {path} | slw-prep build - --format jsonl ...",
+            remedy=f"{_OTHER_COMPRESSIONS[suffix]} {pasted(path)} | slw-prep build - --format jsonl ...",
         )
     if suffix in _WRITTEN_TABLES and not reading.format and suffix not in reading.suffixes:
+        copy = 'copy "{}" to "table.parquet"'.format(path.replace('"', '""'))
         raise CorpusError(
             f"a file of a kind that is not read: {suffix}",
             where=path,
             allowed="tables as .parquet or .arrow, records as .jsonl",
-            remedy=f"""duckdb -c "copy '{path}' to 'table.parquet'"; --format text takes all of it for one text""",
+            remedy=f"duckdb -c {pasted(copy)}; --format text takes all of it for one text",
         )
     return found
 
@@ -243,7 +245,7 @@ def _chosen(folder: str, sizes: dict[str, int], reading: Reading) -> dict[str, i
                     where=parent,
                     found=f"splits {', '.join(splits)}",
                     allowed="one of them",
-                    remedy=f"name it: {parent}/{splits[0]}",
+                    remedy=f"name it: {pasted(f'{parent}/{splits[0]}')}",
                 )
         elif base == "state.json" and f"{parent}{slash}dataset_info.json" in sizes:
             state = _load(name)

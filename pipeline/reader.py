@@ -25,12 +25,12 @@ from pipeline.cache import Cache, digest_of, read_head
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import is_local, place
+from pipeline.shell import pasted
 from pipeline.verified import Verified
 
 HEAD_BYTES = 16 << 10
 """Bytes fetched besides the list offsets: more than the Arrow messages before them take."""
 REQUESTS_AT_ONCE = 16
-REMEDY = "see what is damaged: slw-prep verify {}; the same `slw-prep build` again repairs just that"
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,14 @@ class Store:
         if self._cache:
             return self._cache.fetch(path, self.manifest.tokenizer_digest)
         if not path.is_file():
-            raise StoreError("the store's tokenizer is missing", where=path, remedy=REMEDY.format(self.path))
+            raise StoreError("the store's tokenizer is missing", where=path, remedy=_remedy(self.path))
         if (found := digest_of(path)) != self.manifest.tokenizer_digest:
             raise StoreError(
                 "the tokenizer is not the one that the store was built with",
                 where=path,
                 found=f"digest {found}",
                 allowed=self.manifest.tokenizer_digest,
-                remedy=REMEDY.format(self.path),
+                remedy=_remedy(self.path),
             )
         return path
 
@@ -232,7 +232,7 @@ class Store:
                 self._map(index)
             if self._cache is None:
                 mapped = [(self.shards[i], self._local(self.shards[i]), self._tokens_of(i)) for i in fresh]
-                self._verified.read(mapped, REMEDY.format(self.path))  # what the cache fetched is, and in memory
+                self._verified.read(mapped, _remedy(self.path))  # what the cache fetched is, and in memory
             self._ready[fresh] = True
             if self._cache is None:
                 return _Held((self._offsets_at, self._tokens_at))
@@ -276,7 +276,7 @@ class Store:
             return self._offsets[index]
         shard = self.shards[index]
         path = self._local(shard)
-        remedy = REMEDY.format(self.path)
+        remedy = _remedy(self.path)
         if not path.is_file():
             raise StoreError("a shard is missing", where=path, remedy=remedy)
         if path.stat().st_size != shard.bytes:
@@ -295,7 +295,7 @@ class Store:
 
     def _columns(self, source: Any, shard: ShardInfo, where: Path) -> tuple[np.ndarray, int]:
         """The list offsets of a shard, int64 [documents + 1], and the address of its tokens. Raises StoreError."""
-        remedy = REMEDY.format(self.path)
+        remedy = _remedy(self.path)
         try:
             column = pa.ipc.open_stream(source).read_next_batch().column("tokens")
             _, offset_buffer, _, token_buffer = column.buffers()
@@ -309,3 +309,7 @@ class Store:
         ):
             raise StoreError("a shard is damaged: its list offsets are not sound", where=where, remedy=remedy)
         return offsets, token_buffer.address
+
+
+def _remedy(store: Path) -> str:
+    return f"see what is damaged: slw-prep verify {pasted(store)}; the same `slw-prep build` again repairs just that"

@@ -14,6 +14,7 @@ from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError, StoreError
 from pipeline.inputs import find_files
+from pipeline.shell import pasted
 from pipeline.writer import write_bytes
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -74,7 +75,7 @@ def train_tokenizer(
 def _check_output(out: Path, force: bool) -> None:
     if out.is_dir():
         raise StoreError(
-            "the output is a folder", where=out, allowed="a file", remedy=f"--out {out / 'tokenizer.json'}"
+            "the output is a folder", where=out, allowed="a file", remedy=f"--out {pasted(out / 'tokenizer.json')}"
         )
     if out.exists() and not force:
         raise StoreError("the output exists", where=out, remedy="choose another --out, or replace it: --force")

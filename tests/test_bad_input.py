@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import re
+import shlex
 import signal
 
 import pyarrow as pa
@@ -287,7 +289,7 @@ def test_lines_are_counted_once_for_all_units_with_bad_ones(tmp_path, monkeypatc
             2,
             "ray start --head",
         ),
-        (("build", "t.csv", "--out", "s"), 1, "copy 't.csv' to 'table.parquet'"),
+        (("build", "t.csv", "--out", "s"), 1, """duckdb -c 'copy "t.csv" to "table.parquet"';"""),
         (("build", "c.jsonl", "--out", "s", "--validation-fraction", "0.999999999"), 1, "0 empty and 1 held-out"),
         (("build", "c.jsonl", "--out", "ftp://127.0.0.1:1/s"), 2, "this URL cannot be opened"),
         (("import", "-", "--out", "s"), 2, "tokens are not read from standard input"),
@@ -304,3 +306,24 @@ def test_what_goes_wrong_is_said_with_a_remedy(tmp_path, monkeypatch, tokenizer,
     result = CliRunner().invoke(main, [*arguments, "--tokenizer", str(tokenizer)])
     assert result.exit_code == status and message in result.stderr
     assert not (tmp_path / "s/manifest.json").exists()
+
+
+def test_a_table_of_any_name_is_converted_by_the_command_that_is_told(tmp_path, monkeypatch):
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a 'b\".csv").write_text("text\ntold\n")
+    with pytest.raises(CorpusError) as refused:
+        texts_in(Reading(), tmp_path / "a 'b\".csv")
+    (command,) = re.findall("to do: +(.*); --format", str(refused.value))
+    program, option, sql = shlex.split(command)
+    assert (program, option) == ("duckdb", "-c")
+    with duckdb.connect() as connection:
+        connection.execute(sql)
+    assert texts_in(Reading(), tmp_path / "table.parquet") == ["told"]
+
+
+def test_a_tokenizer_is_no_folder(tmp_path):
+    (tmp_path / "c.jsonl").write_bytes(GOOD)
+    (tmp_path / "a t").mkdir()
+    with pytest.raises(StoreError, match=r"the output is a folder[\s\S]*--out '.*/a t/tokenizer\.json'"):
+        train_tokenizer([str(tmp_path / "c.jsonl")], out=tmp_path / "a t", vocab_size=257, reading=Reading())

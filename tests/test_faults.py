@@ -1,6 +1,8 @@
 """Steps that are not finite: their update never reaches the weights, and what happens then is exactly resumable."""
 
 import json
+import re
+import shlex
 
 import pytest
 import torch
@@ -120,7 +122,7 @@ def test_more_skips_in_a_row_than_allowed_stop_the_run(store, tmp_path, broken):
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_the_default_stops_with_a_report_and_the_run_can_go_on(store, tmp_path, broken, log_every):
     broken.append(6)
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     changes = {"run__log_every_steps": log_every, "run__checkpoint_every_steps": 5}
     with pytest.raises(RunError) as error:
         loop.run(config_of(store, folder, **SMALL | changes), warn=quiet)
@@ -130,7 +132,8 @@ def test_the_default_stops_with_a_report_and_the_run_can_go_on(store, tmp_path, 
     assert [line["step"] for line in lines] == list(range(8))
     assert "nonfinite" in lines[-1]
     assert checkpoint.find(folder)[-1].name == "step-00000005"
-    traced = CliRunner().invoke(main, ["trace", str(folder), "--step", "6", "--json"])
+    (command,) = re.findall(r"\(slw-train (trace .*)\)", str(error.value))
+    traced = CliRunner().invoke(main, [*shlex.split(command), "--json"])
     documents = sorted({piece["document"] for piece in json.loads(traced.stdout)["pieces"]})
     assert f"{len(documents)} documents: {documents[0]}, {documents[1]}" in str(error.value)
     again = loop.run(config_of(store, folder, **SMALL | changes | {"run__on_nonfinite": "skip"}), warn=quiet)

@@ -68,15 +68,15 @@ def test_a_hugging_face_folder_is_read_in_its_order_and_a_split_is_named(tmp_pat
     parts = {
         name: datasets.Dataset.from_dict({"text": [f"{name} {i}" for i in range(30)]}) for name in ("test", "train")
     }
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both", num_shards={"test": 1, "train": 3})
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "the both", num_shards={"test": 1, "train": 3})
     datasets.DatasetDict({"train": parts["train"]}).save_to_disk(tmp_path / "one")
-    (tmp_path / "both" / "train" / "cache-1.arrow").write_bytes(b"not ours")
-    both, one = tmp_path / "both", tmp_path / "one"
+    (tmp_path / "the both" / "train" / "cache-1.arrow").write_bytes(b"not ours")
+    both, one = tmp_path / "the both", tmp_path / "one"
     if place == "memory":
-        both, one = into_memory(both, "memory://both"), into_memory(one, "memory://one")
+        both, one = into_memory(both, "memory://the both"), into_memory(one, "memory://one")
     assert texts_in(Reading(), f"{both}/train", unit_bytes=100) == [f"train {i}" for i in range(30)]
     assert texts_in(Reading(), one) == [f"train {i}" for i in range(30)]
-    with pytest.raises(CorpusError, match=r"splits test, train[\s\S]*name it: \S*both/test"):
+    with pytest.raises(CorpusError, match=r"splits test, train[\s\S]*name it: '\S* both/test'"):
         find_files((str(both),), Reading())
     fsspec.filesystem("memory").store.clear()
 
@@ -112,11 +112,12 @@ def test_sources_stand_together_in_the_order_of_their_names(tree):
     [
         ((), (), "nothing to read"),
         (("a.txt",), (("x", "b.txt"),), r"inputs with and without a source[\s\S]*--source NAME=a\.txt"),
+        (("a b.txt",), (("x", "b.txt"),), r"--source 'NAME=a b\.txt'"),
         ((), (("x", "a.txt"), ("y", "a.txt")), r"a file in two sources[\s\S]*x and y"),
         (("-", "a.txt"), (), "standard input beside other inputs"),
         (("-",), (), r"standard input has no suffix[\s\S]*--format jsonl or text"),
         (("a.parquet.gz",), (), "a compressed parquet file"),
-        (("a.jsonl.xz",), (), r"xz -dc a\.jsonl\.xz \| slw-prep build -"),
+        (("a b.jsonl.xz",), (), r"xz -dc 'a b\.jsonl\.xz' \| slw-prep build -"),
         (("f",), (), r"a folder without such files[\s\S]*--suffix"),
         (("none*",), (), "nothing of that name"),
         (("/dev/null",), (), "a pipe or a device"),
@@ -125,7 +126,7 @@ def test_sources_stand_together_in_the_order_of_their_names(tree):
 )
 def test_what_cannot_be_found_is_said(tmp_path, monkeypatch, inputs, sources, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.txt", "b.txt", "a.parquet.gz", "a.jsonl.xz"):
+    for name in ("a.txt", "b.txt", "a.parquet.gz", "a b.jsonl.xz"):
         (tmp_path / name).write_text(name)
     (tmp_path / "f").mkdir()
     with pytest.raises(SlwError, match=message):

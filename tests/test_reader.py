@@ -151,14 +151,15 @@ def test_missing_things_are_named(tmp_path):
         Store.open(tmp_path / "nowhere")
     with pytest.raises(StoreError, match=r"manifest\.json"):
         Store.open(tmp_path)
-    manifest = write_store(tmp_path, documents_of([3]))
+    store = tmp_path / "a store"
+    manifest = write_store(store, documents_of([3]))
     with pytest.raises(ConfigError, match="validation"):
-        Store.open(tmp_path, "test")
+        Store.open(store, "test")
     with pytest.raises(ConfigError, match="0 to 0"):
-        Store.open(tmp_path).document(1)
-    (tmp_path / manifest.shards[0].file).unlink()
-    with pytest.raises(StoreError, match="missing"):
-        Store.open(tmp_path).document(0)
+        Store.open(store).document(1)
+    (store / manifest.shards[0].file).unlink()
+    with pytest.raises(StoreError, match=r"missing[\s\S]*slw-prep verify '.*/a store';"):
+        Store.open(store).document(0)
 
 
 def test_the_documents_of_a_source_stand_together(tmp_path):

@@ -171,7 +171,7 @@ def test_the_cost_told_beforehand_is_what_probes_cost(store, tmp_path):
 
 
 def test_the_command_chooses_a_config_that_runs(store, tmp_path):
-    toml, out = tmp_path / "run.toml", tmp_path / "tuned"
+    toml, out = tmp_path / "run.toml", tmp_path / "tuned well"
     toml.write_text(as_toml(settings_of(store, tmp_path / "run", **CHEAP)))
     command = ["tune", str(toml), "optimizer.lr=2e-3", "--out", str(out), "--most-share", "100", "--validations", "4"]
     done = CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False)
@@ -190,7 +190,7 @@ def test_the_command_chooses_a_config_that_runs(store, tmp_path):
     assert told["run_steps"] == chosen.loader(Store.open(store)).schedule.total_steps
     again = CliRunner().invoke(main, command, catch_exceptions=False)
     assert again.exit_code == 0
-    assert "ready to run: slw-train run" in again.stdout
+    assert f"ready to run: slw-train run '{out}/chosen.toml'" in again.stdout
     assert "probe:" not in again.stderr  # all are known
     other = CliRunner().invoke(main, [*command, "optimizer.lr=3e-3"])
     assert other.exit_code == 1

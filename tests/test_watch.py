@@ -120,7 +120,7 @@ def test_the_watch_goes_on_from_its_saved_state(at, seqlens):
 
 
 def test_a_run_tells_of_a_burst_its_step_its_tensor_and_its_documents(tmp_path, monkeypatch):
-    store, folder, heard = tiny_store(tmp_path / "store"), tmp_path / "run", []
+    store, folder, heard = tiny_store(tmp_path / "store"), tmp_path / "a run", []
     measure, calls = AdamVariance.measure, []
 
     def measured(self):
@@ -139,7 +139,7 @@ def test_a_run_tells_of_a_burst_its_step_its_tensor_and_its_documents(tmp_path, 
     assert lines[27]["watch"] == [told]
     assert told["value"] == lines[27]["variance_max"] == pytest.approx(100)
     traced = trace_step(loader_of(folder), 26)
-    assert told["trace"] == f"slw-train trace {folder} --step 26"
+    assert told["trace"] == f"slw-train trace '{folder}' --step 26"
     served = {(piece.document, piece.start, piece.length) for piece in traced.pieces}
     listed = [(d["document"], d["start"], d["length"]) for d in told["documents"]]
     assert set(listed) <= served

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.amount import amount
+from pipeline.shell import pasted
 from train import checkpoint
 from train.faults import WATCHED, NotFinite
 from train.state import load_weights
@@ -80,13 +81,14 @@ def _report(run: Run, bad: Mapping[str, Any], why: str) -> NotFinite:
     settings, batch = run.config.run, bad["step"] - 1
     documents = np.unique(run.dealt(batch).document)
     shown = ", ".join(f"{number:,}" for number in documents[:SHOWN_DOCUMENTS].tolist())
+    trace = f"slw-train trace {pasted(settings.dir)} --step {batch} --text"
     more = ", ..." if len(documents) > SHOWN_DOCUMENTS else ""
     return NotFinite(
         f"the loss or its gradient is not finite{why}",
         where=f"{settings.dir}, step {bad['step']:,}",
         found=f"loss {bad['loss']}, gradient norm {bad['grad_norm']}, learning rate {bad['lr']:.3g}; "
         f"largest root of an Adam variance {bad['variance_max']:.3g}, in {bad['variance_argmax']}; "
-        f"{amount(len(documents), 'document')}: {shown}{more} (slw-train trace {settings.dir} --step {batch} --text)",
+        f"{amount(len(documents), 'document')}: {shown}{more} ({trace})",
         remedy="lower optimizer.lr, or lengthen the warmup (optimizer.warmup_steps, curriculum.duration_steps); or "
         "the same command goes on from the last checkpoint without such updates: run.on_nonfinite=skip, or =rollback",
     )

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
+from pipeline.shell import pasted
 from train import huggingface
 from train.config import Config, ModelConfig
 from train.huggingface import Shape
@@ -91,11 +92,12 @@ def _same_vocabulary(folder: Path, shape: Shape, store: Store, warn: Callable[[s
         odd = min(theirs.items() ^ ours.items(), key=lambda pair: pair[1])[0]
         said = f"{odd!r} is {theirs.get(odd, 'no token')} there, {ours.get(odd, 'no token')} in the store"
     if said:
+        tokenizer = pasted(folder / TOKENIZER_NAME)
         raise RunError(
             "the weights are for other tokens than the store's",
             where=folder,
             found=said,
-            remedy=f"build the store with its tokenizer: slw-prep build ... --tokenizer {folder / TOKENIZER_NAME}",
+            remedy=f"build the store with its tokenizer: slw-prep build ... --tokenizer {tokenizer}",
         )
 
 

@@ -11,6 +11,7 @@ from curriculum.plan import aligned
 from curriculum.settings import as_toml
 from pipeline.errors import RunError
 from pipeline.plot import COLOURS
+from pipeline.shell import pasted
 from train.probe import Probe
 
 FORWARD_SHARE = 1 / 3
@@ -87,7 +88,7 @@ def render(tuned: Tuned) -> str:
         lines += [
             f"chosen: L_s {tuned.seqlen_start:,}, T {tuned.duration_steps:,}, "
             f"{tuned.duration_steps / tuned.run_steps:.0%} of the run's {tuned.run_steps:,} steps",
-            f"ready to run: slw-train run {Path(tuned.dir) / CHOSEN_NAME}",
+            f"ready to run: slw-train run {pasted(Path(tuned.dir) / CHOSEN_NAME)}",
             "",
             tuned.toml.rstrip(),
         ]

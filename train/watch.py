@@ -28,6 +28,7 @@ import numpy as np
 from pipeline.origin import origin
 from pipeline.packing import Packed
 from pipeline.reader import Store
+from pipeline.shell import pasted
 
 RECENT = 64
 LEAST = 20
@@ -136,7 +137,7 @@ def told(alarm: Alarm, run: str, step: int, tensor: str, pieces: Packed, store: 
         "tensor": tensor,
         "pieces": len(pieces.length),
         "documents": documents,
-        "trace": f"slw-train trace {run} --step {step - 1}",
+        "trace": f"slw-train trace {pasted(run)} --step {step - 1}",
     }
 
 
