@@ -15,7 +15,7 @@ from curriculum.dealer import Dealer
 from curriculum.hashes import hashes, key_of
 from curriculum.order import Order, Served
 from curriculum.schedule import Schedule
-from curriculum.window import Window, windows
+from curriculum.window import Expect, Window, expect_nothing, windows
 from pipeline.packing import Packed
 
 DEAL_SEQUENCES = 1 << 18
@@ -27,14 +27,14 @@ _NONE = np.empty(0, dtype=np.int64)
 NOTHING = Packed(_NONE, _NONE, _NONE, np.zeros(1, dtype=np.int64))
 
 
-def dealing(order: Order, first: int) -> Iterator[tuple[int, Packed]]:
+def dealing(order: Order, first: int, expect: Expect = expect_nothing) -> Iterator[tuple[int, Packed]]:
     """(step, global batch) from step `first` to the end of the order's schedule.
 
     A batch holds `schedule.sequences(step)` full sequences; only the last one of the data may hold less. Where
-    sources are mixed each row is of one source, and the rows are in random order.
+    sources are mixed each row is of one source, and the rows are in random order. `expect`: see `windows`.
     """
     streams = [
-        _stream(order, key_of(order.seed, number), shards, served, first)
+        _stream(order, key_of(order.seed, number), shards, served, first, expect)
         for number, (_, shards, served) in enumerate(order.shares)
     ]
     for step in range(first, order.schedule.total_steps):
@@ -88,9 +88,11 @@ class _Source:
         return _joined(parts, seqlen)
 
 
-def _stream(order: Order, key: int, shards: list[int], served: Served, first: int) -> Iterator[Packed]:
+def _stream(
+    order: Order, key: int, shards: list[int], served: Served, first: int, expect: Expect
+) -> Iterator[Packed]:
     """The rows of one source at each step from `first` on."""
-    source = _Source(windows(order.corpus, shards, key, served.before(first), order.window_tokens))
+    source = _Source(windows(order.corpus, shards, key, served.before(first), order.window_tokens, expect))
     step = served.step_of(source.window.first_token)
     lead = source.window.first_token - served.before(step)  # tokens of its batch that earlier windows served
     ends = [change for change, _ in order.history[1:]] + [order.schedule.total_steps]

@@ -25,6 +25,7 @@ from curriculum.order import Order
 from curriculum.phases import SEQUENCES
 from curriculum.planner import plan_steps
 from curriculum.prefetch import Prefetch
+from curriculum.readahead import ReadAhead
 from curriculum.saved import schedules_of, state_of
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
@@ -87,6 +88,7 @@ class CurriculumLoader:
         """Batches handed out so far."""
         self._chunks: Prefetch[list[Batch]] | None = None
         self._chunk: Iterator[Batch] = iter(())
+        self._read_ahead = ReadAhead(store)
 
     @property
     def schedule(self) -> Schedule:
@@ -213,12 +215,13 @@ class CurriculumLoader:
         """Stop the threads; iterating again starts new ones at the next batch."""
         if self._chunks is not None:
             self._chunks.close()
+        self._read_ahead.close()
         self._chunks, self._chunk = None, iter(())
 
     def _chunks_to_make(self) -> Iterator[Callable[[], list[Batch]]]:
         """This rank's batches from `self.step` on, in runs of one shape and about CHUNK_TOKENS, at least one each."""
         schedule, rows, targets, end = self.schedule, list[Packed](), list[int](), 0
-        for step, packed in self.planned(self.step):
+        for step, packed in plan_steps(self.order, self.step, self._read_ahead.begin):
             if not rows:
                 first, last = self.own_rows(step)
                 seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)

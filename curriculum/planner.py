@@ -16,6 +16,7 @@ from curriculum.dealing import dealing
 from curriculum.order import Order
 from curriculum.schedule import Schedule
 from curriculum.truncate import cut_rows
+from curriculum.window import Expect, expect_nothing
 from pipeline.packing import Packed
 
 
@@ -23,16 +24,16 @@ from pipeline.packing import Packed
 class Planner:
     """A way to make batches."""
 
-    steps: Callable[[Order, int], Iterator[tuple[int, Packed]]]
+    steps: Callable[[Order, int, Expect], Iterator[tuple[int, Packed]]]
     """(step, global batch) from a step on; `sequences(step)` sequences of `seqlen(step)` tokens each, but in the last
     batch of the data, which may hold less."""
     lost: Callable[[Order], int] = lambda order: 0
     """Tokens passed over for good in the whole run: none, but where a planner truncates."""
 
 
-def truncated(order: Order, first: int) -> Iterator[tuple[int, Packed]]:
+def truncated(order: Order, first: int, expect: Expect) -> Iterator[tuple[int, Packed]]:
     """Full-length rows cut down to what the schedule asks for: see `curriculum.truncate`."""
-    for step, rows in dealing(_uncut(order), first):
+    for step, rows in dealing(_uncut(order), first, expect):
         yield step, cut_rows(rows, order.schedule.seqlen(step))
 
 
@@ -42,7 +43,7 @@ def lost_by_truncation(order: Order) -> int:
     return _uncut(order).schedule.tokens_before(steps) - order.schedule.tokens_before(steps)
 
 
-def bucketed(order: Order, first: int) -> Iterator[tuple[int, Packed]]:
+def bucketed(order: Order, first: int, expect: Expect) -> Iterator[tuple[int, Packed]]:
     """Batches of one bucket of Dataset Decomposition each: see `curriculum.buckets`."""
     return bucket_batches(_pieces(order), order.schedule.phases, first, order.schedule.total_steps)
 
@@ -61,9 +62,12 @@ PLANNERS: dict[str, Planner] = {
 """Name, as in `Schedule.planner` -> planner."""
 
 
-def plan_steps(order: Order, first: int = 0) -> Iterator[tuple[int, Packed]]:
-    """(step, its global batch) from step `first` to the end of the order's schedule."""
-    return PLANNERS[order.schedule.planner].steps(order, first)
+def plan_steps(order: Order, first: int = 0, expect: Expect = expect_nothing) -> Iterator[tuple[int, Packed]]:
+    """(step, its global batch) from step `first` to the end of the order's schedule.
+
+    `expect` is told which shards are dealt after those of the batches that come, where they are not dealt together.
+    """
+    return PLANNERS[order.schedule.planner].steps(order, first, expect)
 
 
 def _uncut(order: Order) -> Order:

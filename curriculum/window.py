@@ -11,7 +11,7 @@ no state is needed. Price: the lengths of one group in memory (0.7 M documents, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,13 @@ WINDOW_TOKENS = 1 << 25
 WINDOW_SHAPES = 1 << 16
 """Most shapes in a window, for the same reason: each is a deal of 3 to 6 us. See `order.default_window_tokens`."""
 GROUP_WINDOWS = 16
+
+Expect = Callable[[list[int]], None]
+"""Told the shards that come up after those now dealt, so that they can be read meanwhile."""
+
+
+def expect_nothing(shards: list[int]) -> None:
+    """For who reads no tokens."""
 
 
 class Shard(Protocol):
@@ -110,11 +117,17 @@ def shards_of(corpus: Corpus) -> dict[str, list[int]]:
 
 
 def windows(
-    corpus: Corpus, shards: list[int], key: int, token: int, window_tokens: int = WINDOW_TOKENS
+    corpus: Corpus,
+    shards: list[int],
+    key: int,
+    token: int,
+    window_tokens: int = WINDOW_TOKENS,
+    expect: Expect = expect_nothing,
 ) -> Iterator[Window]:
     """The windows of `shards`, epoch after epoch without end, from the one that holds token number `token`.
 
-    They follow from the arguments alone; `token` counts what they serve from 0 over all epochs.
+    They follow from the arguments alone; `token` counts what they serve from 0 over all epochs. When a group begins
+    `expect` is told the shards of the next one of its epoch.
     """
     first_documents = np.cumsum([0] + [shard.documents for shard in corpus.shards])
     tokens = np.array([corpus.shards[index].tokens for index in shards], dtype=np.int64)
@@ -122,9 +135,12 @@ def windows(
     epoch = token // total
     while True:
         before, epoch_key = epoch * total, key_of(key, epoch)
-        for number, members in enumerate(_groups(tokens, epoch_key, GROUP_WINDOWS * window_tokens)):
+        groups = _groups(tokens, epoch_key, GROUP_WINDOWS * window_tokens)
+        for number, members in enumerate(groups):
             size = int(tokens[members].sum())
             if before + size > token:
+                if number + 1 < len(groups):
+                    expect([shards[member] for member in groups[number + 1].tolist()])
                 chosen = [shards[member] for member in members.tolist()]
                 lengths = [corpus.shard_lengths(index) for index in chosen]
                 documents = [

@@ -10,6 +10,7 @@ head of each shard. Its maps are held within the size of the cache.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.cache import Cache, digest_of, read_head
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, SlwError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import is_local, place
 from pipeline.shell import pasted
@@ -84,6 +85,11 @@ class Store:
         path = place(path)
         cache = None if is_local(path) else Cache(cache_dir, cache_bytes)
         return cls(path, Manifest.load(path), split, verify=verify, cache=cache)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Most bytes of a remote store's shards that this machine holds; None of a local store."""
+        return self._cache.most_bytes if self._cache else None
 
     @property
     def documents(self) -> int:
@@ -211,6 +217,13 @@ class Store:
             self._starts, *held.addresses, document, start, length, self.manifest.bos_id, inputs, labels, positions
         )
         assert copied == len(document), f"piece {copied} is outside its document"
+
+    def read_ahead(self, index: int) -> None:
+        """Have a shard in memory, or in the cache of a remote store; what is wrong with it is said at its use."""
+        with contextlib.suppress(OSError, SlwError):
+            path = self._local(self.shards[index])
+            if self._cache is None:
+                self._verified.read_ahead(self.shards[index], path)
 
     def _local(self, shard: ShardInfo) -> Path:
         """Where the file of `shard` is on this machine."""

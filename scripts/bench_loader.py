@@ -9,7 +9,8 @@ cu_seqlens. The peers get the same tokens as one flat array and give input_ids a
 documents, positions or a promise that each token is served. `numpy` is fancy indexing of input_ids alone (uint16).
 
 `--cold` drops the files from the page cache (Linux), then serves an epoch at 1024; `read` is reading them once
-sequentially, `warm` the epoch after it.
+sequentially, `warm` the epoch after it. `longest_wait_ms` is of a consumer of 100 M tokens/s, for any batch but
+the first, from a cold store whose shards are dealt 2^27 tokens together: what is left to read where a group ends.
 
 Peers that are not installed for PYTHON are reported as absent: pip install torch litdata datasets.
 FOLDER keeps what they make of the store; without it that is made anew.
@@ -51,6 +52,26 @@ def serve(store_path: Path, seqlen: int) -> tuple[int, float]:
     with CurriculumLoader(store, schedule, seed=1) as loader:
         served = sum(batch.labels.size for batch in loader)
     return served, time.perf_counter() - started
+
+
+def longest_wait(store_path: Path, tokens_per_second: float = 100e6, group_tokens: int = 1 << 27) -> float:
+    """Seconds that the second or a later batch of an epoch was waited for, at most."""
+    from curriculum.loader import CurriculumLoader
+    from curriculum.schedule import Schedule
+    from curriculum.window import GROUP_WINDOWS
+    from pipeline.reader import Store
+
+    schedule = Schedule.constant(seqlen=1024, global_batch_sequences=SEQUENCES, epochs=1)
+    window_tokens = group_tokens // GROUP_WINDOWS
+    longest = 0.0
+    with CurriculumLoader(Store.open(store_path), schedule, seed=1, window_tokens=window_tokens) as loader:
+        next(loader)
+        for _ in range(loader.schedule.total_steps - 1):
+            time.sleep(SEQUENCES * 1024 / tokens_per_second)
+            started = time.perf_counter()
+            next(loader)
+            longest = max(longest, time.perf_counter() - started)
+    return longest
 
 
 def timed(batches: Iterator[Any]) -> float:
@@ -222,6 +243,8 @@ def cold(asked: argparse.Namespace) -> dict[str, Any]:
         best["slw_s"] = min(best["slw_s"], serve(asked.store, 1024)[1])
         best["warm_s"] = min(best["warm_s"], serve(asked.store, 1024)[1])
     line |= {name: round(seconds, 3) for name, seconds in best.items()}
+    _drop(files)
+    line["longest_wait_ms"] = round(1000 * longest_wait(asked.store), 1)
     return {**line, "ratio": round(best["slw_s"] / best["read_s"], 2)}
 
 
