@@ -14,6 +14,7 @@ from pipeline.writer import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, told apart by the colour-blind."""
@@ -29,12 +30,30 @@ def check_picture(out: Path) -> None:
         raise ConfigError("not a kind of picture", where=out, found=found, allowed=", ".join(SUFFIXES))
 
 
+def save(figure: Figure, out: Path, *, dpi: int) -> None:
+    """Write a figure as the picture OUT, whole or not at all, and close it.
+
+    Raises ConfigError where OUT's name is not that of a picture, StoreError where it cannot be written.
+    """
+    check_picture(out)
+    write_bytes(out, rendered(figure, out.suffix[1:].lower(), dpi=dpi))
+
+
+def rendered(figure: Figure, form: str, **options: Any) -> bytes:
+    """A figure as "png", "svg" or "pdf", closed."""
+    from matplotlib import pyplot as plt
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=form, **options)
+    plt.close(figure)
+    return drawn.getvalue()
+
+
 def draw_lengths(sources: dict[str, LengthCounts], out: Path, title: str) -> None:
     """Write the picture OUT (.png, .svg, .pdf) of the lengths of each source.
 
     Raises ConfigError for another suffix, StoreError where it cannot be written.
     """
-    check_picture(out)
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -59,10 +78,7 @@ def draw_lengths(sources: dict[str, LengthCounts], out: Path, title: str) -> Non
         panel.set_xlim(max(int(everything.length[0]), 1) / 1.1, max(longest, 2) * 1.1)
         panel.xaxis.set_major_formatter(lambda value, position: _short(value))
         panel.grid(alpha=0.3)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=100, format=out.suffix[1:].lower())
-    plt.close(figure)
-    write_bytes(out, drawn.getvalue())
+    save(figure, out, dpi=100)
 
 
 def _histogram(

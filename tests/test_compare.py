@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from curves import lines_of, write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 from runs import config_of
 
 from pipeline.errors import RunError
@@ -20,7 +21,7 @@ from train.cli import main
 from train.compare import compare, losses, notes, stability
 from train.figures import figures, reached, read_curves
 from train.folder import flat
-from train.panels import _bands, picture
+from train.panels import _bands, _spikes, picture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "br", "img", "hr", "link"}
@@ -216,6 +217,19 @@ def test_the_same_runs_give_the_same_picture(runs):
     assert picture(compare(runs), "svg") == picture(compare(runs), "svg")
 
 
+@pytest.mark.parametrize("spikes", [9, 49, 80, 3000], ids="{} spikes".format)
+def test_the_numbers_above_the_bars_of_spikes_are_within_their_panel(tmp_path, spikes):
+    lines = lines_of(random.Random(1), spikes, growing=False)
+    found = compare([write_run(tmp_path / "run", [line | {"loss_ratio": 3.0} for line in lines])])
+    figure, panel = pyplot.subplots(figsize=(4, 3))  # as large as one of nine
+    _spikes(panel, found)
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in panel.texts] == [str(spikes)] * 4
+    top = panel.get_window_extent().y1
+    assert all(text.get_window_extent().y1 < top for text in panel.texts)
+    pyplot.close(figure)
+
+
 def test_one_step_no_validation_and_many_arms_are_drawn(tmp_path):
     drawn = random.Random(1)
     paths = [write_run(tmp_path / f"run{i}", lines_of(drawn, 1 + i)[1:]) for i in range(9)]
@@ -232,6 +246,7 @@ def test_what_cannot_be_compared_or_written_is_said(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"not a run[\s\S]*empty"):
         compare([*runs, tmp_path / "empty"])
-    assert "cannot write the picture" in call(*runs, "--out", tmp_path / "x.bmp", status=1).stderr
+    assert "not a kind of picture" in call(*runs, "--out", tmp_path / "x.bmp", status=2).stderr
+    assert "cannot write" in call(*runs, "--out", runs[0] / "metrics.jsonl/x.png", status=1).stderr
     assert "cannot write the page" in call(*runs, "--html", tmp_path / "no/x.html", status=1).stderr
     assert "rror: " in call(*runs, "--table", tmp_path / "no/x.md", status=1).stderr

@@ -9,8 +9,7 @@ import numpy as np
 
 from curriculum.plan import Stretch, stretches
 from curriculum.schedule import Schedule
-from pipeline.errors import RunError
-from pipeline.plot import COLOURS
+from pipeline.plot import COLOURS, save
 from train.config import Config
 from train.forecast import Forecast
 from train.optimizer import learning_rate
@@ -22,7 +21,7 @@ LINE = "0.35"
 
 
 def draw(config: Config, schedule: Schedule, what: Forecast, out: Path) -> None:
-    """Write the picture OUT (.png, .svg, .pdf). Raises RunError where it cannot be written."""
+    """Write the picture OUT (.png, .svg, .pdf). See `save`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -53,12 +52,7 @@ def draw(config: Config, schedule: Schedule, what: Forecast, out: Path) -> None:
         f"{plan.total_steps:,} steps, {plan.total_tokens:,} tokens, {plan.epochs:.2f} epochs, "
         f"{len(plan.lengths)} lengths, at most {what.cost.flops:.2g} FLOPs"
     )
-    try:
-        figure.savefig(out, dpi=90)
-    except (OSError, ValueError) as error:
-        raise RunError("cannot write the picture", where=out, found=error, allowed=".png, .svg or .pdf") from error
-    finally:
-        plt.close(figure)
+    save(figure, out, dpi=90)
 
 
 def _scaled(tokens: int) -> tuple[str, float]:

@@ -7,7 +7,6 @@ spike is lost.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import RunError
-from pipeline.plot import COLOURS
+from pipeline.plot import COLOURS, check_picture, rendered
+from pipeline.writer import write_bytes
 from train.compare import Arm, Comparison
 from train.figures import SPIKE_RATIOS
 from train.stability import SPIKE_RATIO
@@ -33,23 +32,23 @@ STEPWISE = (
 
 
 def draw(comparison: Comparison, out: Path) -> None:
-    """Write the picture OUT (.png, .svg, .pdf). Raises RunError where it cannot be written."""
-    try:
-        out.write_bytes(picture(comparison, out.suffix[1:].lower()))
-    except (OSError, ValueError) as error:
-        raise RunError("cannot write the picture", where=out, found=error, allowed=".png, .svg or .pdf") from error
+    """Write the picture OUT (.png, .svg, .pdf).
+
+    Raises ConfigError where OUT's name is not that of a picture, StoreError where it cannot be written.
+    """
+    check_picture(out)
+    write_bytes(out, picture(comparison, out.suffix[1:].lower()))
 
 
 def picture(comparison: Comparison, form: str) -> bytes:
-    """The picture as "png", "svg" or "pdf"; the same bytes for the same runs. Raises ValueError for another form."""
+    """The picture as "png", "svg" or "pdf"; the same bytes for the same runs."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    if form not in ("png", "svg", "pdf"):
-        raise ValueError(f"a picture is no {form or 'file without a suffix'}")
-    figure, axes = plt.subplots(3, 3, figsize=(16, 12), layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(16, 12), layout=ConstrainedLayoutEngine(hspace=0.05))
     unit, scale = _unit(comparison)
     by_tokens = (f"tokens ({unit})" if unit else "tokens", "tokens_seen", scale)
     _validation(axes[0, 0], comparison, *by_tokens)
@@ -71,12 +70,9 @@ def picture(comparison: Comparison, form: str) -> bytes:
         panel.set_axisbelow(True)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), fontsize=11)
-    drawn = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "slw"}):
         dated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(drawn, dpi=90, format=form, metadata=dated[form])
-    plt.close(figure)
-    return drawn.getvalue()
+        return rendered(figure, form, dpi=90, metadata=dated[form])
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -152,11 +148,12 @@ def _spikes(panel: Any, comparison: Comparison) -> None:
         if count <= 4:
             panel.bar_label(bars, fmt="{:g}", fontsize=8)
     panel.set_xticks(range(len(SPIKE_RATIOS)), [f"> {bound:g}" for bound in SPIKE_RATIOS])
-    most = max(arm.spikes(SPIKE_RATIOS[0]).mean for arm in comparison.arms)
+    most, room = max(arm.spikes(SPIKE_RATIOS[0]).mean for arm in comparison.arms), 1.1
     if most > 50:
         panel.set_yscale("symlog", linthresh=1)
         panel.yaxis.set_major_formatter("{x:g}")
-    panel.set_ylim(0, max(most, 1) * 1.1)
+        room = 2
+    panel.set_ylim(0, max(most, 1) * room)
     panel.set_title("spikes: steps with a larger loss ratio, mean of a run")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from curriculum.plan import aligned
 from curriculum.settings import as_toml
 from pipeline.errors import RunError
-from pipeline.plot import COLOURS
+from pipeline.plot import COLOURS, save
 from pipeline.shell import pasted
 from train.probe import Probe
 
@@ -114,10 +114,7 @@ def toml_of(data: dict[str, Any]) -> str:
 
 
 def draw(tuned: Tuned, out: Path) -> None:
-    """Validation perplexity of every probe over its steps, as OUT (.png, .svg, .pdf).
-
-    Raises RunError where it cannot be written.
-    """
+    """Validation perplexity of every probe over its steps, as OUT (.png, .svg, .pdf); see `save`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -144,9 +141,4 @@ def draw(tuned: Tuned, out: Path) -> None:
     panel.set_title(f"{title}; a rise of {tuned.threshold:g}x in perplexity is a fluctuation")
     panel.grid(alpha=0.3)
     panel.legend()
-    try:
-        figure.savefig(out, dpi=100)
-    except (OSError, ValueError) as error:
-        raise RunError("cannot write the picture", where=out, found=error, allowed=".png, .svg or .pdf") from error
-    finally:
-        plt.close(figure)
+    save(figure, out, dpi=100)
