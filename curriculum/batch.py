@@ -73,11 +73,16 @@ def make_batches(
     """
     shape = (3, len(rows), sequences, seqlen)
     arrays = allocate(shape)
-    if arrays.shape != shape or arrays.dtype not in (np.int64, np.int32) or not arrays.flags.c_contiguous:
+    if not isinstance(arrays, np.ndarray) or (
+        arrays.shape != shape or arrays.dtype not in (np.int64, np.int32) or not arrays.flags.c_contiguous
+    ):
+        found = type(arrays).__name__
+        if isinstance(arrays, np.ndarray):
+            found += f" of {arrays.dtype} {list(arrays.shape)}, C-contiguous: {arrays.flags.c_contiguous}"
         raise ConfigError(
             "`allocate` returned an array that does not do",
-            found=f"{arrays.dtype} {list(arrays.shape)}, C-contiguous: {arrays.flags.c_contiguous}",
-            allowed=f"int64 or int32 {list(shape)}, C-contiguous",
+            found=found,
+            allowed=f"ndarray of int64 or int32 {list(shape)}, C-contiguous",
         )
     length = np.concatenate([batch.length for batch in rows])
     inputs, labels, positions = arrays.reshape(3, -1)

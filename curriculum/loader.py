@@ -68,6 +68,12 @@ class CurriculumLoader:
         _check_kind("schedule", schedule, Schedule, "Schedule.linear(...)")
         if mixture is not None:
             _check_kind("mixture", mixture, Mixture, "Mixture(...)")
+        if not (allocate is None or callable(allocate)):
+            raise ConfigError(
+                "allocate is not a function",
+                found=repr(allocate)[:80],
+                allowed="one of a shape that returns an int64 or int32 array of that shape, or None",
+            )
         numbers = {"rank": rank, "world_size": world_size, "prefetch": prefetch}
         rank, world_size, prefetch = (_whole(name, given) for name, given in numbers.items())
         if not 0 <= rank < world_size:

@@ -20,9 +20,11 @@ from pipeline.files import package_for
 def place(path: str | Path) -> Path:
     """A folder or file by its path or URL; a URL gives a `upath.UPath`, which is used as a Path.
 
-    Raises ConfigError where the library for this kind of URL is not installed.
+    Raises ConfigError where the library for this kind of URL is not installed, and for what is no path.
     """
     if not isinstance(path, str):
+        if not hasattr(path, "joinpath"):
+            raise ConfigError("not a path", found=repr(path)[:80], allowed="text or a Path: a folder or a URL")
         return path
     if "://" not in path:
         return Path(path)

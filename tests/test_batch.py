@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import documents_of, write_store
@@ -100,6 +101,8 @@ def test_a_batch_is_in_the_memory_its_user_gave_and_otherwise_in_its_own(store):
         lambda shape: np.empty(shape, dtype=np.uint16),
         lambda shape: np.empty(shape[1:], dtype=np.int64),
         lambda shape: np.empty(shape[::-1], dtype=np.int64).T,
+        lambda shape: torch.empty(shape, dtype=torch.int64),
+        lambda shape: None,
     ],
 )
 def test_memory_of_another_kind_is_refused(store, allocate):

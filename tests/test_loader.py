@@ -260,6 +260,7 @@ def test_batches_stay_as_they_are_while_they_are_held(store, schedule, held, eve
         *(({"seed": seed}, "0 to 2\\*\\*63 - 1") for seed in (-1, "1", True, 1.0, 1 << 63)),
         *(({"window_tokens": tokens}, "window_tokens must be positive") for tokens in (0, 1.5)),
         ({"mixture": {"a": 1}}, "mixture is not a Mixture"),
+        *(({"allocate": given}, "allocate is not a function") for given in (3, np.zeros(9), False)),
     ],
 )
 def test_what_no_loader_can_have_is_refused(tmp_path, changes, message):

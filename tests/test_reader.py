@@ -146,6 +146,12 @@ def test_the_fingerprint_names_what_is_served(tmp_path):
     assert a == b != c
 
 
+@pytest.mark.parametrize("given", [3, None, b"books", ["books"]])
+def test_what_is_no_path_is_refused(given):
+    with pytest.raises(ConfigError, match=r"not a path[\s\S]*text or a Path"):
+        Store.open(given)
+
+
 def test_missing_things_are_named(tmp_path):
     with pytest.raises(StoreError, match="no store here"):
         Store.open(tmp_path / "nowhere")
