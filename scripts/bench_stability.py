@@ -62,7 +62,7 @@ def main() -> None:
 
     def loss_of() -> Tensor:
         with use:
-            return model.loss(ids, positions, ids, Sight()) / ids.numel()
+            return model(ids, positions, Sight(), ids) / ids.numel()
 
     def plain() -> None:
         loss_of().backward()

@@ -30,6 +30,7 @@ from train.config import Config
 from train.config_file import parse_config
 from train.run import Run
 from train.utilisation import flops_per_token, parameters, peak_tflops, utilisation
+from train.warmup import warm_up
 
 SETTLING_STEPS = 2
 """At each length before the clock starts."""
@@ -136,7 +137,7 @@ class Lent:
     def __init__(self, config: Config) -> None:
         self.run = Run(config, lambda text: print(text, file=sys.stderr))
         started = time.perf_counter()
-        self.run.warm_up()
+        warm_up(self.run)
         self.start_s = time.perf_counter() - started
         self.graphs = self.run.compiler.graphs if self.run.compiler else 0
 

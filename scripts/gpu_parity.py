@@ -81,6 +81,6 @@ def gradients(model: Any, part: Any, half: Any) -> list[Any]:
 
     model.zero_grad()
     with torch.autocast(part.labels.device.type, half, enabled=half is not None):
-        loss = model.loss(*part) / part.labels.numel()
+        loss = model(*part) / part.labels.numel()
     loss.backward()
     return [loss.detach().float(), torch.cat([p.grad.flatten().float() for p in model.parameters()])]

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from train import checkpoint, loop, state, warmup  # noqa: E402
 from train import run as runs  # noqa: E402
 from train.compile import Compiler  # noqa: E402
-from train.data import Feed, InFlight  # noqa: E402
+from train.data import Feed  # noqa: E402
 from train.faults import WATCHED  # noqa: E402
 from train.pending import Pending  # noqa: E402
 
@@ -155,7 +155,7 @@ CHANGES = {
 def steps(store, folder, case):
     """Three steps: what made the host wait, the operations, and whether batches were held in time."""
     held, handed = [], []
-    hold, parts = InFlight.hold, Feed.parts
+    hold, parts = Feed._hold, Feed.parts
 
     def holding(self, batch):
         held.append(batch.step)
@@ -166,10 +166,10 @@ def steps(store, folder, case):
             handed.append(batch.step in held)
             yield part
 
-    InFlight.hold, Feed.parts = holding, handing
+    Feed._hold, Feed.parts = holding, handing
     with MODE, Watch() as watch:
         this = runs.Run(config_of(store, folder, run__compile=False, run__device="cuda", **CHANGES[case]), print)
-        this.warm_up()
+        warmup.warm_up(this)
         watch.seen.clear(), held.clear(), handed.clear(), WAITS.clear()
         for _ in range(3):
             this.step(next(this.loader))
@@ -178,7 +178,7 @@ def steps(store, folder, case):
         waits = list(WAITS)
         this.fetch()
         this.loader.close()
-    InFlight.hold, Feed.parts = hold, parts
+    Feed._hold, Feed.parts = hold, parts
     operations = sorted(name for name in watch.seen if "attention" in name or "varlen" in name or "adamw" in name)
     return {"waits": waits, "fetch": WAITS[len(waits) :], "held": handed, "operations": operations}
 
@@ -190,7 +190,7 @@ def compiled(store, folder, case):
     changes = shorter if case == "compiled, recomputed" else {}
     with MODE:
         this = runs.Run(config_of(store, folder, run__device="cuda", **changes), print)
-        this.warm_up()
+        warmup.warm_up(this)
         for batch in this.loader:
             this.step(batch)
     runs.Compiler = make

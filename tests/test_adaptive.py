@@ -96,7 +96,7 @@ def test_lengths_still_to_come_are_warmed_up_whatever_the_length_is_now(store, t
         assert [this.adapt(1.0), this.adapt(1.0)] == [None, raised]
         assert this.schedule.seqlen(0) == raised
         tried.clear()
-        this.warm_up()
+        warmup.warm_up(this)
         assert tried >= {6 * 8, 6 * 16, 6 * 24}
     this.loader.close()
 

@@ -10,7 +10,6 @@ from train.compile import Compiler, sizes_of
 from train.config import ModelConfig
 from train.data import Flat, micro_batches
 from train.model import GPT2
-from train.parallel import _Loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own tracing
 SETTINGS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp")
@@ -49,7 +48,7 @@ def parts_of(seqlen, flat, mask="document", tokens=128):
 
 
 def assert_same_step(compiled, eager, part):
-    losses = [model.loss(*part) for model in (compiled, eager)]
+    losses = [model(*part) for model in (compiled, eager)]
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(losses[0], losses[1], atol=1e-3, rtol=1e-5)
@@ -65,9 +64,9 @@ def test_a_ramp_takes_few_graphs_and_none_after_the_warm_up(flat, positions):
     compiler = Compiler(compiled, "aot_eager")
     for seqlen in (64, 1):
         for part in parts_of(seqlen, flat):
-            compiled.loss(*part).backward()
+            compiled(*part).backward()
         with torch.no_grad():
-            compiled.loss(*part)
+            compiled(*part)
     compiler.warmed_up()
     compiled.zero_grad()
     torch.compiler.set_stance("fail_on_recompile")
@@ -99,11 +98,11 @@ def test_what_was_not_warmed_up_is_counted():
     compiler = Compiler(compiled, "aot_eager")
     assert compiler.recompiles == 0
     ids = torch.zeros((2, 8), dtype=torch.int64)
-    compiled.loss(ids, ids, ids, Sight()).backward()
+    compiled(ids, ids, Sight(), ids).backward()
     compiler.warmed_up()
     assert compiler.recompiles == 0
     part = next(micro_batches(batch_of([[3, 5], [8]]), 64, CPU))
-    compiled.loss(*part).backward()
+    compiled(*part).backward()
     assert compiler.recompiles > 0
 
 
@@ -114,10 +113,10 @@ def test_at_the_limit_there_is_an_error_and_no_silent_eager(monkeypatch):
     parts = [next(micro_batches(batch_of([[n]] * 2), 200, CPU)) for n in (8, 16, 24)]
     compiler.static = {sizes_of(part.input_ids, part.sight) for part in parts}
     for part in parts[:1]:
-        compiled.loss(*part).backward()
+        compiled(*part).backward()
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         for part in parts[1:]:
-            compiled.loss(*part).backward()
+            compiled(*part).backward()
 
 
 def test_replicas_share_the_graphs_that_one_has():
@@ -128,7 +127,7 @@ def test_replicas_share_the_graphs_that_one_has():
         torch._dynamo.reset()
         model = GPT2(ModelConfig(layers=1, width=256, heads=4), 50, 64)
         compiler = Compiler(model, "aot_eager")
-        spread(_Loss(model))(ids, ids, ids, Sight()).backward()
+        spread(model)(ids, ids, Sight(), ids).backward()
         return compiler.graphs
 
     alone = graphs(lambda model: model)

@@ -188,7 +188,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path
         batch = next(this.loader)
         parts = list(micro_batches(batch, size, this.device))
         for part in parts:
-            (this.model.loss(*part) / batch.targets).backward()
+            (this.model(*part) / batch.targets).backward()
         gradients.append((len(parts), {name: p.grad.clone() for name, p in this.model.named_parameters()}))
         this.loader.close()
     (one, whole_batch), (several, added) = gradients
@@ -280,7 +280,8 @@ def test_validation_is_the_mean_over_all_held_out_tokens(store, tmp_path):
     with CurriculumLoader(held_out, schedule, seed=0) as loader, torch.no_grad():
         for batch in loader:
             arrays = (batch.input_ids, batch.position_ids, batch.labels)
-            total += float(this.model.loss(*(torch.from_numpy(array) for array in arrays)))
+            ids, positions, labels = (torch.from_numpy(array) for array in arrays)
+            total += float(this.model(ids, positions, labels=labels))
     assert this.validate() == pytest.approx(total / held_out.tokens, rel=1e-4)
 
 

@@ -72,11 +72,11 @@ def test_the_loss_is_a_sum_over_targets_only():
     net = model()
     ids, labels = torch.randint(0, 50, (2, 16)), torch.randint(0, 50, (2, 16))
     with torch.no_grad():
-        whole = net.loss(ids, positions([[16], [16]]), labels)
+        whole = net(ids, positions([[16], [16]]), labels=labels)
         masked = labels.clone()
         masked[1] = -100
-        first = net.loss(ids, positions([[16], [16]]), masked)
-        second = net.loss(ids[1:], positions([[16]]), labels[1:])
+        first = net(ids, positions([[16], [16]]), labels=masked)
+        second = net(ids[1:], positions([[16]]), labels=labels[1:])
     torch.testing.assert_close(first + second, whole)
     assert whole.item() / 32 == pytest.approx(math.log(50), abs=0.3)  # not of the padded vocabulary
 

@@ -18,7 +18,7 @@ from train.metrics import read_metrics
 from train.out_of_memory import largest_that_fits, out_of_memory_explained
 from train.run import Run
 from train.state import save
-from train.warmup import Untouched, largest_first, shapes_of
+from train.warmup import largest_first, shapes_of, untouched
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_out_of_memory_in_the_search_leaves_no_trace(store, tmp_path, monkeypatc
         return total
 
     before = state(this)
-    with monkeypatch.context() as patch, Untouched(this.model, this.optimizer):
+    with monkeypatch.context() as patch, untouched(this.model, this.optimizer):
         patch.setattr(this.parallel, "loss", limited)
         tokens = largest_that_fits(
             lambda n: warmup.try_shape(this, largest_first(shapes_of(this.schedule, n))[0]), 128, 32

@@ -28,7 +28,8 @@ def stepped(layers=1, steps=1):
     net = GPT2(ModelConfig(layers=layers, width=16, heads=1), 50, 8)
     optimizer = make_optimizer(net, OptimizerConfig())
     for _ in range(steps):
-        net.loss(torch.randint(0, 50, (2, 8)), torch.arange(8).expand(2, 8), torch.randint(0, 50, (2, 8))).backward()
+        ids, labels = torch.randint(0, 50, (2, 2, 8))
+        net(ids, torch.arange(8).expand(2, 8), labels=labels).backward()
         optimizer.step()
     return net, optimizer
 

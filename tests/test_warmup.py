@@ -65,7 +65,7 @@ def test_a_compiled_run_over_a_ramp_is_the_eager_one_without_a_recompile(store, 
             lines = [this.step(batch) for _, batch in zip(range(count), this.loader, strict=False)]
             assert len(lines) == count
             before = state(this)
-            this.warm_up()
+            warmup.warm_up(this)
             assert_same_state(before, state(this))
             assert all(parameter.grad is None for parameter in this.model.parameters())
             if compiled:

@@ -22,29 +22,14 @@ def allocate_pinned(shape: tuple[int, ...]) -> np.ndarray:
     return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
 
 
-class InFlight:
-    """Batches whose copy to the device may still be under way: their memory must not be given out again before."""
-
-    def __init__(self) -> None:
-        self._held: deque[tuple[torch.cuda.Event, Batch]] = deque()
-
-    def hold(self, batch: Batch) -> None:
-        """Keep `batch` until what the device has been asked so far is done; let go of those that are."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._held.append((event, batch))
-        while self._held[0][0].query() and len(self._held) > 1:  # type: ignore[no-untyped-call]
-            self._held.popleft()
-
-
 class MicroBatch(NamedTuple):
-    """What `GPT2.loss` takes, in its order."""
+    """What `GPT2.forward` takes, in its order, to return the loss."""
 
     input_ids: Tensor
-    """int64 [rows, seqlen], or [1, rows * seqlen] in the flat form; so are the next two."""
+    """int64 [rows, seqlen], or [1, rows * seqlen] in the flat form; so are positions and labels."""
     position_ids: Tensor
-    labels: Tensor
     sight: Sight
+    labels: Tensor
 
 
 class Flat(NamedTuple):
@@ -74,14 +59,22 @@ class Feed:
         self.mask = model.mask
         kernels = has_varlen(device, torch.bfloat16 if half else torch.float32, model.width // model.heads)
         self.flat = Flat(store.tokens / max(1, store.documents)) if kernels else None
-        self._in_flight = InFlight()
+        self._in_flight: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
     def parts(self, batch: Batch, most_tokens: int) -> Iterator[MicroBatch]:
         """`micro_batches`, copied while the device computes."""
         for part in micro_batches(batch, most_tokens, self.device, self.mask, self.flat):
             if self.device.type == "cuda":  # before it is handed out: nobody may ask what comes after the last
-                self._in_flight.hold(batch)
+                self._hold(batch)
             yield part
+
+    def _hold(self, batch: Batch) -> None:
+        """Keep `batch`, whose memory must not be given out again, until it is copied; let go of those that are."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._in_flight.append((event, batch))
+        while self._in_flight[0][0].query() and len(self._in_flight) > 1:  # type: ignore[no-untyped-call]
+            self._in_flight.popleft()
 
 
 def micro_batches(
@@ -105,7 +98,7 @@ def micro_batches(
                 column %= batch.attention_window
             positions = column.expand_as(ids)
         if starts is None:
-            yield MicroBatch(ids, positions, labels, Sight())
+            yield MicroBatch(ids, positions, Sight(), labels)
             continue
         tokens = labels.numel()
         begin, end = np.searchsorted(starts, (rows.start * batch.seqlen, rows.stop * batch.seqlen))
@@ -115,12 +108,12 @@ def micro_batches(
             padded = np.full(capacity + 1, tokens, np.int32)
             padded[: len(inside)] = inside
             sight = Sight(None, _copied(padded, device), min(batch.seqlen, batch.attention_window or batch.seqlen))
-            yield MicroBatch(ids.view(1, -1), positions.reshape(1, -1), labels.view(1, -1), sight)
+            yield MicroBatch(ids.view(1, -1), positions.reshape(1, -1), sight, labels.view(1, -1))
         elif len(inside) == len(labels):
-            yield MicroBatch(ids, positions, labels, Sight())
+            yield MicroBatch(ids, positions, Sight(), labels)
         else:
             spans = np.repeat(np.arange(len(inside)), np.diff(inside, append=tokens)).reshape(labels.shape)
-            yield MicroBatch(ids, positions, labels, Sight(span_mask(_copied(spans, device))))
+            yield MicroBatch(ids, positions, Sight(span_mask(_copied(spans, device))), labels)
 
 
 def row_parts(rows: int, seqlen: int, micro_batch_tokens: int) -> list[slice]:

@@ -23,6 +23,7 @@ from train.run import Run
 from train.signals import Signals
 from train.state import resume, save
 from train.trackers import check_installed
+from train.warmup import warm_up
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def run(
         held.enter_context(deterministic(config.run.deterministic))
         found = ranks.from_first(lambda: _opened(config, force, change_schedule, warn, held))
         saved = (Path(found[0]), found[1]) if found else None
-        this = Run(config, warn if ranks.first else _silent, saved, ranks)
+        this = Run(config, warn if ranks.first else lambda text: None, saved, ranks)
         held.callback(this.loader.close)
         if saved:
             resume(this, saved, change_schedule)
@@ -80,7 +81,7 @@ def run(
         this.agree()
         if ranks.first:
             write_config(folder, config)
-        this.warm_up()
+        warm_up(this)
         held.enter_context(this.saver)
         at = this.at
         report = held.enter_context(Report(config, at.step, silent=not ranks.first))
@@ -201,7 +202,3 @@ def _collector_off() -> Iterator[None]:
             gc.unfreeze()
         if was_on:
             gc.enable()
-
-
-def _silent(text: str) -> None:
-    """What a rank other than 0 has to say."""

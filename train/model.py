@@ -126,10 +126,6 @@ class GPT2(nn.Module):
             x = block(x, sight, turned)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def loss(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, sight: Sight | None = None) -> Tensor:
-        """`forward` with labels."""
-        return self(input_ids, position_ids, sight, labels)  # type: ignore[no-any-return]
-
 
 def rotation(position_ids: Tensor, head_size: int, theta: float) -> Rotation:
     """RoPE (Su et al. 2021, arXiv 2104.09864) of int64 [B, L] ids: pair i turns by position * theta ** (-2 i / D).

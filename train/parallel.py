@@ -31,17 +31,6 @@ SHARE_OF_MEMORY = 0.6
 """A device filled further by these leaves too little for activations: "auto" shards."""
 
 
-class _Loss(nn.Module):
-    """`GPT2.loss` as a forward pass: what DDP knows how to wrap."""
-
-    def __init__(self, model: GPT2) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *part: Any) -> Tensor:
-        return self.model.loss(*part)
-
-
 class Parallel:
     """A model and how it is spread. Make the optimizer after this: sharding replaces the parameters."""
 
@@ -59,14 +48,12 @@ class Parallel:
             model.to(device)
         if self.kind == "ddp":
             ids = [device] if device.type == "cuda" else None
-            self._replicas = nn.parallel.DistributedDataParallel(
-                _Loss(model), device_ids=ids, gradient_as_bucket_view=True
-            )
+            self._replicas = nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def loss(self, part: MicroBatch) -> Tensor:
-        """`GPT2.loss` of this rank's micro-batch; all ranks call it equally often."""
+        """The loss of this rank's micro-batch, see `GPT2.forward`; all ranks call it equally often."""
         with self.autocast():
-            loss: Tensor = (self._replicas or self.model.loss)(*part)
+            loss: Tensor = (self._replicas or self.model)(*part)
         if self.kind == "fsdp" and not torch.is_grad_enabled():
             # No backward pass will: and `parameters()` would name the gathered ones, with gradients of their own.
             self.model.reshard()  # type: ignore[operator]

@@ -32,7 +32,7 @@ from train.start import model_to_begin_with
 from train.state import Progressed
 from train.utilisation import flops_per_token, parameters, peak_tflops, utilisation
 from train.validation import validation_loss
-from train.warmup import CPU_TOKENS, warm_up
+from train.warmup import CPU_TOKENS
 from train.watch import Watch, sentence, told
 
 
@@ -67,7 +67,6 @@ class Run:
             world_size=self.ranks.world_size,
             allocate=allocate_pinned if self.device.type == "cuda" else None,
         )
-        self.schedule: Schedule = self.loader.schedule
         held_out = Store.open(self.config.store, "validation")
         self.held_out = held_out if held_out.documents else None
         if self.held_out is None:
@@ -107,6 +106,11 @@ class Run:
         self.pending = Pending(self.ranks)
         self.peak_tflops = settings.peak_tflops or peak_tflops(self.device)
         self.saver = Saver(settings)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The whole run's, with the changes so far."""
+        return self.loader.schedule
 
     @property
     def asked(self) -> Schedule:
@@ -166,10 +170,6 @@ class Run:
         step_unless(self.optimizer, self.guard.judge(norm, *([] if self.ranks.several else [total])))
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "clipped": clipped, **self.variance.measure()}
-
-    def warm_up(self) -> None:
-        """Find the micro-batch and compile, where that is asked for: see `train.warmup`. Leaves no trace."""
-        warm_up(self)
 
     def agree(self) -> None:
         """Raise RunError where ranks are not at the same place of the same run."""
@@ -281,5 +281,4 @@ class Run:
         if raised == seqlen:
             return None
         self.loader.change_schedule(self.asked.raised_to(raised))
-        self.schedule = self.loader.schedule
         return raised

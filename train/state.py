@@ -68,7 +68,6 @@ def resume(run: Run, saved: Saved, change_schedule: bool) -> None:
         run.loader.load_state_dict(state["loader"], change_schedule=change_schedule)
     except RunError as error:
         raise error.within(folder) from error
-    run.schedule = run.loader.schedule
     load_weights(run, folder, state)
     load_random_state(state["random"])
     if run.config.batch.micro_batch_tokens == "auto":

@@ -11,12 +11,13 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from curriculum.batch import Batch, with_attention_window
 from curriculum.schedule import Schedule
@@ -108,34 +109,28 @@ def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
         yield with_attention_window(batch, shape.attention_window or None, "kept")
 
 
-class Untouched:
-    """`with Untouched(model, optimizer)`: computing inside changes neither, with the memory a step has."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self._moments: list[Tensor] = []
-
-    def __enter__(self) -> None:
-        self._random = random_state()
-        new = [p for p in self.model.parameters() if p not in self.optimizer.state]
-        self._moments = [torch.empty_like(p) for p in new for _ in range(2)]
-
-    def __exit__(self, *_: object) -> None:
-        self._moments.clear()
-        self.model.zero_grad(set_to_none=True)
-        load_random_state(self._random)
+@contextmanager
+def untouched(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Computing inside changes neither, with the memory a step has."""
+    random = random_state()
+    moments = [torch.empty_like(p) for p in model.parameters() if p not in optimizer.state for _ in range(2)]
+    try:
+        yield
+    finally:
+        moments.clear()
+        model.zero_grad(set_to_none=True)
+        load_random_state(random)
 
 
 def warm_up(run: Run) -> None:
-    """Settle `run.micro_batch_tokens` where it is "auto", then run every shape if it is compiled.
+    """Settle `run.micro_batch_tokens` where it is "auto", then run every shape if it is compiled; leaves no trace.
 
     On cuda without compilation the largest shape alone; on a CPU nothing. Raises RunError where a batch does not fit.
     """
     cuda, compiler, schedule, world_size = run.device.type == "cuda", run.compiler, run.schedule, run.ranks.world_size
     if not cuda and compiler is None:
         return
-    with Untouched(run.model, run.optimizer):
+    with untouched(run.model, run.optimizer):
         if cuda and run.config.batch.micro_batch_tokens == "auto":
             run.micro_batch_tokens = micro_batch_that_fits(run)
         counted = shapes_of(schedule, run.micro_batch_tokens, world_size, run.asked)
