@@ -26,6 +26,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any] | None:
         status, error = "not finite", str(failure)
     try:
         curves = read_curves(folder)
-        measured = figures(curves).to_json()
+        measured = asdict(figures(curves))
         measured["validation_loss_first"] = curves.validations[0]["validation_loss"] if curves.validations else None
     except RunError:  # not finite at its first step: there is no line
         measured = dict.fromkeys(("validation_loss", "steps", "tokens", "seconds", "loss_ratio_max", "variance_max"))

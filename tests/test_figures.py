@@ -4,6 +4,7 @@ import json
 import math
 import random
 import statistics
+from dataclasses import asdict
 
 import pytest
 from curves import lines_of, write_run
@@ -87,7 +88,7 @@ def test_losses_that_are_not_finite_are_spikes_and_no_numbers(tmp_path):
     assert {bound: count - 1 for bound, count in found.spikes.items()} == sound.spikes
     assert (found.loss_ratio_max, found.variance_max) == (sound.loss_ratio_max, sound.variance_max)
     assert found.validation_loss is None
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import xxhash
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import RunError, StoreError
 from pipeline.place import sync
@@ -175,11 +175,6 @@ def read_model(folder: Path) -> dict[str, Tensor]:
 def read_optimizer(folder: Path) -> dict[str, Tensor]:
     """Optimizer state by KIND:NAME, on the CPU."""
     return load_file(folder / OPTIMIZER_NAME)
-
-
-def load_model(folder: Path, model: nn.Module) -> None:
-    """Read the weights into `model`."""
-    model.load_state_dict(read_model(folder))
 
 
 def write_tensors(path: Path, tensors: Tensors) -> str:

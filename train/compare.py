@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ class Arm:
     """Tokens to the target of the first arm, over those of this one: 2.2 is "2.2x fewer tokens"."""
     less_time: float | None
 
+    def known(self, name: str) -> list[Any]:
+        """A figure of each run that has it."""
+        return [value for figure in self.figures if (value := getattr(figure, name)) is not None]
+
     def mean(self, name: str) -> Mean | None:
         """Mean of a figure over the runs that have it; None where none has."""
-        values = [value for figure in self.figures if (value := getattr(figure, name)) is not None]
+        values = self.known(name)
         return mean_of(values) if values else None
 
     def spikes(self, bound: float) -> Mean:
@@ -73,7 +78,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: arms, and every run for itself."""
-        runs = [{"arm": arm.name, **figure.to_json()} for arm in self.arms for figure in arm.figures]
+        runs = [{"arm": arm.name, **asdict(figure)} for arm in self.arms for figure in arm.figures]
         return {"target": self.target, "arms": [arm.to_json() for arm in self.arms], "runs": runs}
 
 
@@ -134,12 +139,8 @@ def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
 
 def _common(names: Sequence[str]) -> str:
     """slw-1, slw-2: slw."""
-    same = 0
-    for letters in zip(*names, strict=False):
-        if len(set(letters)) > 1:
-            break
-        same += 1
-    return names[0][:same].rstrip("-_. ") or names[0]
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same).rstrip("-_. ") or names[0]
 
 
 def _to_target(group: Iterable[Curves], target: float | None, of: str) -> Mean | None:
@@ -198,11 +199,11 @@ def stability(comparison: Comparison) -> Table:
 
 def _stability_row(arm: Arm) -> list[str]:
     def largest(name: str, form: str) -> str:
-        values = [value for figure in arm.figures if (value := getattr(figure, name)) is not None]
+        values = arm.known(name)
         return format(max(values), form) if values else "-"
 
     def correlations(name: str) -> str:
-        found = [value for figure in arm.figures if (value := getattr(figure, name)) is not None]
+        found = arm.known(name)
         if not found:
             return "-"
         if len(found) == 1:

@@ -7,7 +7,7 @@ parallel residual and with all of a head turned, whose queries, keys and values 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -41,10 +41,10 @@ class Dialect:
     """The width of the feed-forward layer: missing or 4 times that of the model."""
     switches: dict[str, tuple[Any, ...]]
     """Key in config.json -> allowed values; the first is what we write."""
-    defaults: dict[str, Any]
-    """What holds where a switch is missing there."""
     to_theirs: Turn
     to_ours: Turn
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """What holds where a switch is missing there, if it is not the first of those allowed."""
 
     def names(self, layers: int) -> dict[str, str]:
         """Our name of every tensor -> theirs."""
@@ -115,14 +115,6 @@ GPT2_DIALECT = Dialect(
         "add_cross_attention": (False,),
         "tie_word_embeddings": (True,),
     },
-    defaults={
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    },
     to_theirs=_transposed,
     to_ours=_transposed,
 )
@@ -160,14 +152,7 @@ NEOX_DIALECT = Dialect(
         "rotary_pct": (1.0,),
         "tie_word_embeddings": (True,),
     },
-    defaults={
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "use_parallel_residual": True,
-        "attention_bias": True,
-        "rotary_pct": 0.25,
-        "tie_word_embeddings": False,
-    },
+    defaults={"hidden_act": "gelu", "use_parallel_residual": True, "rotary_pct": 0.25, "tie_word_embeddings": False},
     to_theirs=_by_head,
     to_ours=_by_kind,
 )

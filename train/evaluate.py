@@ -87,7 +87,8 @@ def wikitext(trained: Trained, path: Path, *, stride: int | None = None, context
     nats, done = 0.0, 0
     with ProgressLine("wikitext", len(ids) - 1) as progress:
         for inputs, targets in windows(tokens, context, stride):
-            likelihoods, _ = score(model, inputs, targets)
+            hidden = _hidden(model, inputs)[:, -targets.shape[1] :]
+            likelihoods, _ = score(model, hidden.flatten(0, 1), targets.flatten())
             nats -= float(likelihoods.double().sum())
             done += targets.numel()
             progress.update(done, f"perplexity {math.exp(min(nats / done, 700)):,.1f} a token")
@@ -139,7 +140,7 @@ def lambada(trained: Trained, path: Path, *, bos: bool = False) -> Lambada:
                 targets += ids[-scored:]
             rows, columns = torch.tensor(places).T
             hidden = _hidden(model, inputs)[rows, columns]
-            likelihoods, hits = score_hidden(model, hidden, torch.tensor(targets))
+            likelihoods, hits = score(model, hidden, torch.tensor(targets))
             nats -= float(likelihoods.double().sum())
             missed = torch.zeros(len(batch), dtype=torch.bool).index_put_((rows,), ~hits, accumulate=True)
             right += int((~missed).sum())
@@ -148,15 +149,12 @@ def lambada(trained: Trained, path: Path, *, bos: bool = False) -> Lambada:
     return Lambada(done, right / done, _exp(nats / done), cut)
 
 
-def score(model: GPT2, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(log-likelihood float32 [B * T], is it the likeliest? bool) of targets [B, T] at the ends of inputs [B, L]."""
-    hidden = _hidden(model, inputs)[:, -targets.shape[1] :]
-    return score_hidden(model, hidden.flatten(0, 1), targets.flatten())
-
-
 @torch.no_grad()
-def score_hidden(model: GPT2, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of hidden states [N, C] and targets [N]; on the CPU."""
+def score(model: GPT2, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-likelihood float32 [N], is it the likeliest? bool [N]) of `targets` int64 [N], on the CPU.
+
+    `hidden` [N, C]: what the output layer is multiplied with at their places.
+    """
     weight = model.tokens.weight[: model.vocab_size]
     targets = targets.to(weight.device)
     likelihoods, hits = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,6 @@ class Figures:
     ratio_with_variance_l1: Correlation | None
     """Over steps; None where a side is constant or there are fewer than three steps."""
     ratio_with_variance_max: Correlation | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def read_curves(run: Path) -> Curves:

@@ -147,11 +147,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_switches(config: dict[str, Any], rope: dict[str, Any], theirs: Dialect, inner: int, path: Path) -> None:
-    given = {**theirs.defaults, **config}
+    allowed = {**theirs.switches, theirs.inner: (inner, None), "rope_type": ("default",)}
+    given = {key: values[0] for key, values in allowed.items()} | theirs.defaults | config
+    given["rope_type"] = rope.get("rope_type", "default")
     if "partial_rotary_factor" in rope:
         given["rotary_pct"] = rope["partial_rotary_factor"]
-    allowed = {**theirs.switches, theirs.inner: (inner, None), "rope_type": ("default",)}
-    given = {"rope_type": rope.get("rope_type", "default"), theirs.inner: None, **given}
     odd = {key: given[key] for key, values in allowed.items() if given[key] not in values}
     if odd:
         raise RunError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,12 +39,10 @@ class Correlation:
 
 def mean_of(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
     """The mean of finite numbers, one or more, and their t-interval: mean +- t(n - 1) * s / sqrt(n)."""
-    n = len(values)
-    mean = math.fsum(values) / n
+    n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Mean(mean, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Mean(mean, t_quantile(0.5 + confidence / 2, n - 1) * deviation / math.sqrt(n), n)
+    return Mean(mean, t_quantile(0.5 + confidence / 2, n - 1) * statistics.stdev(values) / math.sqrt(n), n)
 
 
 def p_of(mean: Mean) -> float | None:
@@ -73,13 +72,10 @@ def correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation | None:
     n = len(pairs)
     if n < 3:
         return None
-    mean_x, mean_y = math.fsum(x for x, _ in pairs) / n, math.fsum(y for _, y in pairs) / n
-    left = [x - mean_x for x, _ in pairs]
-    right = [y - mean_y for _, y in pairs]
-    scale = math.sqrt(math.fsum(x * x for x in left)) * math.sqrt(math.fsum(y * y for y in right))
-    if scale == 0:
+    try:
+        r = max(-1.0, min(1.0, statistics.correlation(*zip(*pairs, strict=True))))
+    except statistics.StatisticsError:  # a side is constant
         return None
-    r = max(-1.0, min(1.0, math.fsum(x * y for x, y in zip(left, right, strict=True)) / scale))
     if abs(r) == 1:
         return Correlation(r, n, 0.0)
     return Correlation(r, n, t_two_sided(r * math.sqrt((n - 2) / (1 - r * r)), n - 2))

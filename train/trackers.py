@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.errors import ConfigError
 from train.config import Config
@@ -20,16 +20,6 @@ from train.metrics import read_metrics
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_ID_NAME = "wandb_id"
 """RUN/wandb_id: by it a resume goes on with the same W&B run. W&B's own files are in RUN/wandb."""
-
-
-class Tracker(Protocol):
-    """Who is told lines of metrics."""
-
-    def write(self, line: dict[str, Any]) -> None:
-        """One line, of a step later than the one before."""
-
-    def close(self) -> None:
-        """Nothing more comes."""
 
 
 class TensorBoard:
@@ -82,10 +72,8 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[WeightsAndBiases]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-}
+Tracker = TensorBoard | WeightsAndBiases
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 def check_installed(config: Config) -> None:

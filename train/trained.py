@@ -45,7 +45,7 @@ def load_run(run: Path, step: int | None = None) -> Trained:
     manifest = store.manifest
     shape = Shape(config.model, manifest.vocab_size, state["positions"], manifest.bos_id, manifest.eod_id)
     model = GPT2(config.model, shape.vocab_size, shape.positions)
-    checkpoint.load_model(folder, model)
+    model.load_state_dict(checkpoint.read_model(folder))
     return Trained(model.eval(), shape, store.tokenizer_path, state["step"])
 
 
