@@ -31,7 +31,7 @@ def main() -> None:
     slw-train tune run.toml
     slw-train run run.toml optimizer.lr=1e-3
     slw-train trace runs/slw --step 1200
-    slw-train compare runs/slw runs/constant --out compare.png
+    slw-train compare runs/constant runs/slw --out compare.png
     """
 
 
@@ -298,7 +298,7 @@ def compare(
     measured against.
 
     \b
-    slw-train compare runs/slw runs/constant --out compare.png
+    slw-train compare runs/constant runs/slw --out compare.png
     slw-train compare runs/constant-* runs/slw-* --target 4.9 --html compare.html
     """
     from train import compare as comparing
