@@ -37,10 +37,32 @@ def test_every_command_has_an_example_and_json(script, name, command):
     assert "--json" in text
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "train.cli"])
+@pytest.mark.parametrize("module", ["pipeline", "train", "pipeline.cli", "train.cli"])
 def test_a_module_that_is_run_is_its_command(module):
     done = subprocess.run([sys.executable, "-m", module, "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and "No such command 'nothing'" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["pipeline", "train"])
+@pytest.mark.parametrize("imported", ["click", "pipeline.command"])
+def test_ctrl_c_while_modules_are_imported_ends_in_a_line(package, imported):
+    code = f"""
+import os, signal, sys
+from {package}.__main__ import main
+
+class Press:
+    @staticmethod
+    def find_spec(name, *rest):
+        if name == "{imported}":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Press)
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "\nstopped; the same command begins again, or goes on\n"
 
 
 def test_the_whole_path_in_json(tmp_path):
