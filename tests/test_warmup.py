@@ -10,12 +10,13 @@ from runs import config_of, tiny_store
 from test_compile import fresh  # noqa: F401
 from torch.nn import functional as F
 
+from curriculum.schedule import Schedule
 from pipeline.packing import NO_TARGET
 from train import run as runs
 from train import warmup
 from train.compile import Compiler
 from train.run import Run
-from train.state import load_random_state, model_tensors, optimizer_tensors, random_state
+from train.state import load_random_state, optimizer_tensors, random_state
 from train.warmup import Shape, largest_first, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -46,7 +47,7 @@ def quiet(text):
 
 
 def state(run):
-    tensors = {**model_tensors(run.model), **optimizer_tensors(run.model, run.optimizer)}
+    tensors = {**run.model.state_dict(), **optimizer_tensors(run.model, run.optimizer)}
     return {name: value.clone() for name, value in tensors.items()}, random_state()
 
 
@@ -95,6 +96,14 @@ def test_every_shape_of_the_run_is_known_before_it(store, tmp_path, micro_batch_
     ordered = largest_first(formed)
     assert ordered[0].tokens == max(shape.tokens for shape in formed)
     assert ordered[-1] == min(formed)
+
+
+def test_lengths_behind_the_end_of_the_run_are_not_warmed_up():
+    schedule = Schedule.linear(
+        seqlen_start=8, seqlen_end=64, duration_steps=100, global_batch_sequences=4, total_tokens=2000
+    )
+    served = {schedule.seqlen(step) for step in range(schedule.total_steps)}
+    assert {shape.seqlen for shape in shapes_of(schedule, 64)} == served < {phase.seqlen for phase in schedule.phases}
 
 
 def test_two_ranks_warm_up_the_same_shapes_and_more_than_either_has(store, tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +17,9 @@ from curriculum.schedule import Schedule
 from pipeline.amount import amount
 from pipeline.reader import Store
 from train.config import Config
-from train.data import row_parts
 from train.optimizer import learning_rate
 from train.utilisation import attention_flops, flops_per_token, parameters
-from train.warmup import CPU_TOKENS
+from train.warmup import CPU_TOKENS, shapes_of
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,8 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
 
 
 def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
-    model, parts = config.model, stretches(schedule)
+    model, parts, asked = config.model, stretches(schedule), config.batch.micro_batch_tokens
+    size = asked if isinstance(asked, int) else CPU_TOKENS
     each = attention_flops(model)
     attention = each * sum(part.tokens * part.phase.reach for part in parts)
     flops = sum(part.tokens * flops_per_token(model, count, part.phase.reach) for part in parts)
@@ -118,19 +117,10 @@ def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: f
         flops=flops,
         attention_flops=attention,
         attention_flops_documents=each * table.ledger.attended if apart and table.ledger else None,
-        shapes=sorted(
-            {shape for part in parts for shape in _shapes(config, part.phase.seqlen, part.phase.sequences)}
-        ),
+        shapes=sorted({(shape.rows, shape.seqlen) for shape in shapes_of(schedule, size)}),
         tflops=tflops,
         hours=flops / (tflops * 1e12 * 3600) if tflops else None,
     )
-
-
-def _shapes(config: Config, seqlen: int, sequences: int) -> Iterator[tuple[int, int]]:
-    """The shapes that `train.data.micro_batches` cuts a batch into; "auto" as on a CPU."""
-    size = config.batch.micro_batch_tokens
-    for rows in row_parts(sequences, seqlen, size if isinstance(size, int) else CPU_TOKENS):
-        yield rows.stop - rows.start, seqlen
 
 
 def render_forecast(what: Forecast) -> str:

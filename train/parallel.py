@@ -92,7 +92,7 @@ class Parallel:
             total |= {name: largest[name] for name in ("variance_max", "variance_argmax")}
         return total
 
-    def distributed(self, tensors: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
+    def distributed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Rank 0's `tensors` on all ranks; one called NAME or KIND:NAME is sharded as the parameter NAME is."""
         if not self.ranks.several:
             return tensors
@@ -103,7 +103,7 @@ class Parallel:
         out: dict[str, Tensor] = {}
         for name, shape, dtype in forms:
             full = tensors[name] if self.ranks.first else torch.empty(shape, dtype=getattr(torch, dtype))
-            full = full.to(device).contiguous()
+            full = full.to(self.device).contiguous()
             like = parameters.get(name.rpartition(":")[2])
             if isinstance(like, DTensor) and like.shape == full.shape:
                 out[name] = distribute_tensor(full, like.device_mesh, like.placements)

@@ -53,7 +53,7 @@ def save(run: Run) -> None:
         "loader": {**run.loader.state_dict(), "step": run.at.step},  # not that of a step that was given up
         "random": random_state(),
     }
-    weights, moments = model_tensors(run.model), optimizer_tensors(run.model, run.optimizer)
+    weights, moments = run.model.state_dict(), optimizer_tensors(run.model, run.optimizer)
     if run.ranks.first:
         run.saver.save(run.at.step, model=weights, optimizer=moments, state=state)
     else:
@@ -83,15 +83,10 @@ def load_weights(run: Run, folder: Path, state: dict[str, Any]) -> None:
     """Weights, and what the optimizer and the clipping know of them."""
     first = run.ranks.first
     weights = checkpoint.read_model(folder) if first else {}
-    run.model.load_state_dict(run.parallel.distributed(weights, run.device))
+    run.model.load_state_dict(run.parallel.distributed(weights))
     moments = checkpoint.read_optimizer(folder) if first else {}
-    load_optimizer(run.parallel.distributed(moments, run.device), run.model, run.optimizer)
+    load_optimizer(run.parallel.distributed(moments), run.model, run.optimizer)
     run.clipping.load_state_dict(state["clipping"], run.device)
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Weights by name; no copies."""
-    return {name: value.detach() for name, value in model.state_dict().items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

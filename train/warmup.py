@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from curriculum.batch import Batch, with_attention_window
+from curriculum.plan import stretches
 from curriculum.schedule import Schedule
 from pipeline.errors import RunError
 from pipeline.packing import Packed
 from train.compile import STATIC_SHAPES, sizes_of
-from train.data import row_parts
+from train.data import MicroBatch, row_parts
 from train.out_of_memory import largest_that_fits, out_of_memory_explained
 from train.state import load_random_state, random_state
 
@@ -66,8 +67,7 @@ def shapes_of(
     """
     asked = asked or schedule
     found: Counter[Shape] = Counter()
-    ends = [phase.first_step for phase in schedule.phases[1:]] + [schedule.total_steps]
-    phases = [(phase, max(0, end - phase.first_step)) for phase, end in zip(schedule.phases, ends, strict=True)]
+    phases = [(part.phase, part.steps) for part in stretches(schedule)]
     if notches := asked.notches:
         lengths = range(notches.seqlen_start, notches.seqlen_end + 1, notches.seqlen_multiple)
         phases += [(asked.raised_to(seqlen).phases[-1], 1) for seqlen in lengths]
@@ -138,7 +138,8 @@ def warm_up(run: Run) -> None:
         with out_of_memory_explained(lambda: run.micro_batch_tokens):
             if compiler is not None:
                 often = [shape for shape, _ in counted.most_common(STATIC_SHAPES)]
-                compiler.static = {key for shape in often for key in _keys(run, shape)}
+                parts = (part for shape in often for part in _micro_batches(run, shape))
+                compiler.static = {sizes_of(part.input_ids, part.sight) for part in parts}
             for shape in shapes if compiler is not None else shapes[:1]:
                 try_shape(run, shape)
             if compiler is not None and run.held_out is not None:
@@ -186,16 +187,13 @@ def micro_batch_that_fits(run: Run) -> int:
 
 def try_shape(run: Run, shape: Shape) -> None:
     """Forward and, where gradients are on, backward of micro-batches of that shape, in every form they can have."""
-    for batch in sample_batches(shape, run.config.model.mask == "document"):
-        for part in run.feed.parts(batch, shape.tokens):
-            with run.parallel.gradient_sync(False):
-                loss = run.parallel.loss(part)
-                if torch.is_grad_enabled():
-                    loss.backward()  # type: ignore[no-untyped-call]
+    for part in _micro_batches(run, shape):
+        with run.parallel.gradient_sync(False):
+            loss = run.parallel.loss(part)
+            if torch.is_grad_enabled():
+                loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _keys(run: Run, shape: Shape) -> Iterator[tuple[int, ...]]:
-    """What the compiler tells shapes apart by."""
+def _micro_batches(run: Run, shape: Shape) -> Iterator[MicroBatch]:
     for batch in sample_batches(shape, run.config.model.mask == "document"):
-        for part in run.feed.parts(batch, shape.tokens):
-            yield sizes_of(part.input_ids, part.sight)
+        yield from run.feed.parts(batch, shape.tokens)
