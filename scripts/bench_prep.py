@@ -35,8 +35,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import bench_prep_contestants as contestants
 
 OURS = ("encoder", "ours_jsonl", "ours_parquet")

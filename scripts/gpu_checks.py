@@ -51,7 +51,7 @@ def machine(cpu: bool) -> Iterator[Result]:
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pyarrow")}
     known = {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(), **versions}
     if cpu or not torch.cuda.is_available():
-        yield {"case": "cpu", "ok": True if cpu else False, "cores": os.cpu_count(), **known}  # noqa: SIM210
+        yield {"case": "cpu", "ok": cpu, "cores": os.cpu_count(), **known}
         return
     device = torch.cuda.get_device_properties(0)
     capability, memory = f"{device.major}.{device.minor}", f"{device.total_memory / 2**30:.0f} GiB"

@@ -1,6 +1,7 @@
 """How far loss and gradients of a form of attention are from rows with a mask, in float32, on the CPU."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 Result = dict[str, Any]
@@ -62,15 +63,13 @@ def spans_batch(seqlen: int, rows: int, window: int | None) -> Any:
     begins[:, 0] = True
     starts = np.flatnonzero(begins)
     lengths = np.diff(starts, append=begins.size)
-    batch = type(batch)(
-        **{
-            **batch.__dict__,
-            "input_ids": random.integers(0, 500, begins.shape),
-            "labels": random.integers(0, 500, begins.shape),
-            "position_ids": (np.arange(begins.size) - np.repeat(starts, lengths)).reshape(begins.shape),
-            "cu_seqlens": np.append(starts, begins.size).astype(np.int32),
-            "max_seqlen": int(lengths.max()),
-        }
+    batch = replace(
+        batch,
+        input_ids=random.integers(0, 500, begins.shape),
+        labels=random.integers(0, 500, begins.shape),
+        position_ids=(np.arange(begins.size) - np.repeat(starts, lengths)).reshape(begins.shape),
+        cu_seqlens=np.append(starts, begins.size).astype(np.int32),
+        max_seqlen=int(lengths.max()),
     )
     return with_attention_window(batch, window, "kept")
 

@@ -15,9 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-VOCAB_SIZE = 50_304
-"""GPT-2's, padded, as usual."""
-
 
 class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
@@ -37,7 +34,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    def __init__(self, layers: int, width: int, heads: int, length: int, vocab_size: int = VOCAB_SIZE) -> None:
+    def __init__(self, layers: int, width: int, heads: int, length: int, vocab_size: int) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocab_size, width), nn.Embedding(length, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))

@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.plot import COLOURS
-from train.statistics import CONFIDENCE, Mean, holm, mean_of, p_of
+from train.statistics import CONFIDENCE, holm, mean_of, p_of
 
 BAR = 0.5
 TABLE_NAME, JSON_NAME, PICTURE_NAME = "table.md", "table.json", "study.png"
@@ -86,7 +87,7 @@ def cell_summary(cell: Results, limit: float) -> dict[str, Any]:
 
     def mean(of: Callable[[dict[str, Any]], float | None]) -> dict[str, Any] | None:
         values = [value for r in cell if (value := of(r)) is not None and math.isfinite(value)]
-        return as_json(mean_of(values)) if values else None
+        return asdict(mean_of(values)) if values else None
 
     return {
         "seeds": [r["seed"] for r in cell],
@@ -118,17 +119,13 @@ def difference(cells: dict[str, Any], made: dict[str, Any], arm: str, other: str
     if not pairs:
         return None
     mean = mean_of(pairs)
-    return {**as_json(mean), "p": p_of(mean), "p_holm": None}
+    return {**asdict(mean), "p": p_of(mean), "p_holm": None}
 
 
 def losses_of(cell: Results) -> list[float]:
     return [
         r["validation_loss"] for r in cell if r["validation_loss"] is not None and math.isfinite(r["validation_loss"])
     ]
-
-
-def as_json(mean: Mean) -> dict[str, Any]:
-    return {"mean": mean.mean, "half": mean.half, "n": mean.n}
 
 
 def as_markdown(summary: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ row. `Sight` says so in the form that the kernel at hand wants:
     flat      x [1, T, C], cu_seqlens `varlen_attn` on CUDA in half precision: skips what a span hides, and its shape
                                       does not change with the length of rows
 
-On the CPU the flat form is computed by `varlen_on_cpu`, a slow twin with the same arguments, so that tests run it.
+On the CPU the flat form is SDPA with a mask of T**2 bytes: slow, but tests run it.
 """
 
 from __future__ import annotations
@@ -54,30 +54,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
 def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
     """Causal attention within spans: [T, H, D] each."""
     if q.device.type == "cpu":
-        return varlen_on_cpu(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0))
+        at = torch.arange(len(q), dtype=cu_seqlens.dtype)
+        mask = span_mask(torch.searchsorted(cu_seqlens, at, right=True)[None])[0]  # [1, T, T]
+        q, k, v = (part.transpose(0, 1) for part in (q, k, v))  # [H, T, D]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0))  # type: ignore[return-value]
-
-
-def varlen_on_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    window_size: tuple[int, int] = (-1, -1),
-) -> Tensor:
-    """`torch.nn.attention.varlen.varlen_attn` by SDPA with a mask of T**2 bytes: causal attention to itself only."""
-    assert cu_seq_q is cu_seq_k and max_q == max_k and window_size == (-1, 0), "only what `attend` asks for"
-    at = torch.arange(len(q), device=q.device)
-    spans = torch.searchsorted(cu_seq_q, at.to(cu_seq_q.dtype), right=True)
-    mask = span_mask(spans[None])[0]  # [1, T, T]
-    y = F.scaled_dot_product_attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), attn_mask=mask)
-    return y.transpose(0, 1)
 
 
 def sight_of_positions(position_ids: Tensor) -> Sight:

@@ -82,18 +82,16 @@ def config_of_run(run: Path) -> Config:
 
 def check_folder(folder: Path, config: Config, change_schedule: bool, force: bool = False) -> None:
     """Raise RunError where the folder holds something else than a run, or, without `force`, one of other settings."""
-    path = folder / CONFIG_NAME
+    path, remedy = folder / CONFIG_NAME, "choose another run.dir"
     if folder.is_file():
-        raise RunError("the run folder is a file", where=folder, remedy="choose another run.dir")
-    if path.exists() and b'"model_type"' in path.read_bytes():
-        raise RunError("a Hugging Face folder, not a run", where=folder, remedy="choose another run.dir")
-    if path.exists() and force:
-        return
+        raise RunError("the run folder is a file", where=folder, remedy=remedy)
     if not path.exists():
         if folder.exists() and any(not entry.name.startswith(OURS) for entry in folder.iterdir()):
-            raise RunError(
-                "the run folder is not empty and holds no run", where=folder, remedy="choose another run.dir"
-            )
+            raise RunError("the run folder is not empty and holds no run", where=folder, remedy=remedy)
+        return
+    if b'"model_type"' in path.read_bytes():
+        raise RunError("a Hugging Face folder, not a run", where=folder, remedy=remedy)
+    if force:
         return
     there, asked = json.loads(path.read_bytes()), flat(config)
     keys = [key for key in asked if there.get(key) != asked[key] and key not in {*FREE_KEYS, DATA_KEY}]
@@ -101,7 +99,7 @@ def check_folder(folder: Path, config: Config, change_schedule: bool, force: boo
         keys = [key for key in keys if not key.startswith(SCHEDULE_KEYS)]
     if keys:
         scheduled = all(key.startswith(SCHEDULE_KEYS) for key in keys)
-        remedy = "choose another run.dir, or start over: --force"
+        remedy += ", or start over: --force"
         raise RunError(
             "the run folder holds a run with other settings",
             where=folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,14 +25,13 @@ class Report:
         self._held = ExitStack()
         self._metrics: MetricsFile | None = None
         self._progress: ProgressLine | None = None
-        self._trackers: Sequence[Tracker] = ()
+        self._takers: list[MetricsFile | Tracker] = []
         self._left = TimeLeft()
         if not silent:
             self._metrics = MetricsFile(config.run.dir, keep_until_step=step or -1)
-            self._held.callback(self._metrics.close)
-            self._trackers = trackers_of(config)
-            for tracker in self._trackers:
-                self._held.callback(tracker.close)
+            self._takers = [self._metrics, *trackers_of(config)]
+            for taker in self._takers:
+                self._held.callback(taker.close)
             self._progress = self._held.enter_context(ProgressLine("training", 1, remaining=False))
 
     def __enter__(self) -> Report:
@@ -43,11 +42,9 @@ class Report:
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         """Lines of metrics, of consecutive steps."""
-        if self._metrics:
-            for line in lines:
-                self._metrics.write(line)
-                for tracker in self._trackers:
-                    tracker.write(line)
+        for line in lines:
+            for taker in self._takers:
+                taker.write(line)
 
     def sync(self) -> None:
         """Return when the lines are on the disk."""
