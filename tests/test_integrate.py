@@ -1,9 +1,12 @@
 """The examples of docs/integrate.md, run as they stand with the real libraries: every token once, exact resume."""
 
 import functools
+import json
 import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +161,29 @@ def test_two_ranks_end_with_the_weights_of_one(run, books, tmp_path, name):
     together = torch.load(folder / "end.pt", weights_only=True)
     for key, value in alone.items():
         torch.testing.assert_close(together[key], value, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["accelerate", "trainer"])
+def test_torchrun_on_two_ranks_serves_every_target_once_and_ends_with_one_model(books, tmp_path, name):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "books").symlink_to(books)
+    (tmp_path / "pretrain.py").write_text(code_of(name).replace("PARTS = 4", "PARTS = 2"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, ROOT / "tests/watched.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    store = Store.open(books)
+    count = [np.zeros(n, int) for n in store.lengths]
+    for rank in ranks:
+        assert rank["learnt"], "the model saw other rows than those that were served"
+        for batch, targets in zip(rank["pieces"], rank["targets"], strict=True):
+            assert targets == sum(batch[2])
+            for document, start, length in zip(*batch, strict=True):
+                count[document][start : start + length] += 1
+    assert all((each == 1).all() for each in count)
+    assert ranks[0]["losses"] == ranks[1]["losses"] != []
 
 
 @pytest.fixture(scope="module")
