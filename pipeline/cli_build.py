@@ -49,7 +49,7 @@ class Task(click.ParamType):  # type: ignore[type-arg]
 
 @click.command(cls=Command)
 @input_options
-@made("--tokenizer", required=True, type=click.Path(path_type=Path), help="A tokenizer.json.")
+@made("--tokenizer", required=True, type=click.Path(path_type=Path), help="A tokenizer.json, or a folder with one.")
 @made("--out", required=True, type=Place(), help="The store to make: a folder, or a URL such as s3://...")
 @made("--eod", help="The end-of-document token, where its name is unusual.")
 @made("--bos", help="The beginning-of-document token, where its name is unusual.")

@@ -21,7 +21,8 @@ OPTIONS = (
     ),
     _option("--format", "input_format", type=click.Choice(["jsonl", "text", "parquet", "arrow"]),
             help="What every input is, where suffixes do not say."),
-    _option("--text-field", default="text", show_default=True, help="Field or column with the text."),
+    _option("--text-field", "text_fields", multiple=True, metavar="FIELD", default=["text"], show_default=True,
+            help="Field or column with the text; NAME=FIELD is that of one --source."),
     _option("--id-field", help="Field or column to keep as the column `id`: a string or an integer."),
     _option("--separator", help="Split text files here; without it a file is a document."),
     _option("--suffix", "suffixes", multiple=True, help="Take such text files from folders too: .py"),
@@ -38,7 +39,7 @@ def input_options(command: Callable[..., None]) -> Callable[..., None]:
         *,
         sources: tuple[str, ...],
         input_format: str | None,
-        text_field: str,
+        text_fields: tuple[str, ...],
         id_field: str | None,
         separator: str | None,
         suffixes: tuple[str, ...],
@@ -48,16 +49,35 @@ def input_options(command: Callable[..., None]) -> Callable[..., None]:
         from pipeline.documents import Reading
         from pipeline.inputs import parse_source
 
+        named = tuple(parse_source(text) for text in sources)
         reading = Reading(
-            text_field=text_field,
+            **_text_fields(text_fields, {name for name, _ in named}),
             id_field=id_field,
             separator=separator,
             format=input_format,
             suffixes=suffixes,
             max_record_bytes=max_record_bytes,
         )
-        command(sources=tuple(parse_source(text) for text in sources), reading=reading, **more)
+        command(sources=named, reading=reading, **more)
 
     for option in reversed(OPTIONS):
         call = option(call)
     return call
+
+
+def _text_fields(given: tuple[str, ...], sources: set[str]) -> dict[str, Any]:
+    """`text_field` and `text_fields` of a Reading. Raises ConfigError where a source would have two."""
+    from pipeline.errors import ConfigError
+
+    pairs = [text.partition("=") for text in given]
+    named = [(name, field) for name, _, field in pairs if field and name in sources]
+    plain = [text for text, (name, _, field) in zip(given, pairs, strict=True) if not (field and name in sources)]
+    if len(plain) > 1 or len(dict(named)) < len(named):
+        raise ConfigError(
+            "more than one field with the text",
+            found=", ".join(given),
+            allowed="one FIELD, and one NAME=FIELD for each source"
+            + (f": {', '.join(sorted(sources))}" if sources else ""),
+            remedy=None if sources else "name the inputs: --source NAME=PATH --text-field NAME=FIELD",
+        )
+    return {"text_field": plain[0] if plain else "text", "text_fields": tuple(sorted(named))}

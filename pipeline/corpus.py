@@ -58,7 +58,7 @@ def documents(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int = BATCH_B
 
     `bad` is called with a CorpusError for each record that is none.
     """
-    return READERS[unit.kind](unit, reading, bad, batch_bytes)
+    return READERS[unit.kind](unit, reading.of_source(unit.source), bad, batch_bytes)
 
 
 def _is_one_text(file: InputFile, reading: Reading) -> bool:

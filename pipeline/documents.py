@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipeline.errors import CorpusError
@@ -41,6 +41,8 @@ class Reading:
     """How to find files and the documents in them."""
 
     text_field: str = "text"
+    text_fields: tuple[tuple[str, str], ...] = ()
+    """(source, field) of named sources whose text is in another field."""
     id_field: str | None = None
     """The field of lines, or column of tables, with what the corpus calls a document; None: ids are not kept."""
     separator: str | None = None
@@ -51,6 +53,10 @@ class Reading:
     """Text files of these suffixes are taken from folders too."""
     max_record_bytes: int = MAX_RECORD_BYTES
     """A line, or a document of a text file, that is longer is bad: memory is bounded by it."""
+
+    def of_source(self, source: str) -> Reading:
+        """How to read files of `source`."""
+        return replace(self, text_field=dict(self.text_fields).get(source, self.text_field), text_fields=())
 
 
 @dataclass(frozen=True)

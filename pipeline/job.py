@@ -159,13 +159,14 @@ def _check_output(out: Path) -> None:
 
 def _parameters(options: BuildOptions, vocabulary: Vocabulary, files: list[InputFile]) -> dict[str, Any]:
     """All that decides the bytes of the store. Not `skip_bad`: a finished unit is the same with and without."""
+    fields = dict(options.reading.text_fields)
     return {
         "files": [[file.path, file.size, look] for file, look in zip(files, fingerprints(files), strict=True)],
         "sources": [list(pair) for pair in Counter(file.source for file in files).items()],
         "tokenizer": vocabulary.digest,
         "eod_id": vocabulary.eod_id,
         "bos_id": vocabulary.bos_id,
-        "text_field": options.reading.text_field,
+        "text_field": {"": options.reading.text_field, **fields} if fields else options.reading.text_field,
         "id_field": options.reading.id_field,
         "format": options.reading.format,
         "max_record_bytes": options.reading.max_record_bytes,

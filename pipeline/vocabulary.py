@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from pipeline.encoding import lightened, make_encoder, parsed, start_encoder
 from pipeline.errors import TokenizerError
-from pipeline.format import FORMAT_VERSION, Manifest, digest_bytes, token_dtype
+from pipeline.format import FORMAT_VERSION, TOKENIZER_NAME, Manifest, digest_bytes, token_dtype
 
 EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]")
@@ -41,18 +41,21 @@ class Vocabulary:
 def load_vocabulary(
     path: Path, *, eod: str | None = None, bos: str | None = None, encoder: str = "tokenizers"
 ) -> Vocabulary:
-    """Read a tokenizer.json. `eod` and `bos` name tokens where the usual names do not do.
+    """Read a tokenizer.json, or that of a folder. `eod` and `bos` name tokens where the usual names do not do.
 
     Where `encoder` may become fastokens, its loading begins here: it takes three times as long, but not the GIL.
     Raises TokenizerError where it is none, or has no end-of-document token.
     """
+    folder = path.is_dir()
+    path = path / TOKENIZER_NAME if folder else path
     if not path.is_file():
         raise TokenizerError(
             "no tokenizer here",
             where=path,
-            found="a folder" if path.is_dir() else None,
-            allowed="a file: names of a model hub are not looked up",
-            remedy="give a tokenizer.json, or make one: slw-prep tokenizer INPUT... --out tokenizer.json",
+            allowed="a tokenizer.json, or a folder with one; names of a model hub are not looked up",
+            remedy="AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes one, of older files too"
+            if folder
+            else "check the path, or make one: slw-prep tokenizer INPUT... --out tokenizer.json",
         )
     data = path.read_bytes()
     try:

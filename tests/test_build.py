@@ -277,6 +277,23 @@ def test_the_remedy_of_a_first_error_can_be_followed_at_once(tokenizer, tmp_path
     assert texts_of(tmp_path / "s", tokenizer) == ["a"]
 
 
+def test_each_source_may_have_its_text_in_a_field_of_its_own(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "a", "text": "not this"}\n')
+    pq.write_table(pa.table({"content": ["b"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text('{"text": "c"}\n')
+    sources = tuple(
+        (name, str(tmp_path / file)) for name, file in zip("abc", ("a.jsonl", "b.parquet", "c.jsonl"), strict=True)
+    )
+    asked = options(
+        tokenizer, tmp_path / "s", sources=sources, reading=Reading(text_fields=(("a", "body"), ("b", "content")))
+    )
+    build(asked)
+    assert texts_of(tmp_path / "s", tokenizer) == ["a", "b", "c"]
+    assert build(asked).already_built
+    with pytest.raises(StoreError, match=r"text_field: [\s\S]*body"):
+        build(options(tokenizer, tmp_path / "s", sources=sources))
+
+
 def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
     out = tmp_path / "s"
     with pytest.raises(CorpusError, match="nowhere"):

@@ -255,3 +255,20 @@ def test_damage_ends_verify_with_status_1_and_names_the_shard(tmp_path):
     data[-50] ^= 1
     path.write_bytes(data)
     assert "shards/00001.arrow: digest" in call(prep, "verify", store, status=1).stdout
+
+
+def test_a_text_field_is_of_every_source_or_of_the_one_it_names(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "a b c d e f g h"}\n' * 9)
+    (tmp_path / "b.jsonl").write_text('{"a=b": "a b c d e f g h"}\n' * 9)
+
+    def ask(*fields, inputs=(f"--source=a={tmp_path / 'a.jsonl'}", f"--source=b={tmp_path / 'b.jsonl'}"), status=0):
+        options = [part for field in fields for part in ("--text-field", field)]
+        out = ("--vocab-size", 300, "--out", tmp_path / "t.json", "--force")
+        return call(prep, "tokenizer", *inputs, *options, *out, status=status)
+
+    ask("a=body", "b=a=b")
+    ask("body", "b=a=b")
+    ask("a=b", inputs=[tmp_path / "b.jsonl"])
+    assert "found:   body, content" in ask("body", "content", status=2).stderr
+    assert "for each source: a, b" in ask("a=body", "a=content", status=2).stderr
+    assert "name the inputs" in ask("a=b", "body", inputs=[tmp_path / "b.jsonl"], status=2).stderr

@@ -234,12 +234,19 @@ def test_with_other_words_no_text_is_cut(data, change):
     assert not can_cut(json.dumps(json.loads(data) | change).encode())
 
 
+def test_a_folder_as_save_pretrained_makes_it_is_as_good_as_its_tokenizer_json(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    assert load_vocabulary(tmp_path) == load_vocabulary(tokenizer)
+
+
 def test_tokenizers_that_do_not_do_are_refused(tokenizer, tmp_path):
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(TokenizerError, match="not a tokenizer"):
         load_vocabulary(tmp_path / "t.json")
     with pytest.raises(TokenizerError, match="no tokenizer here"):
         load_vocabulary(tmp_path / "none.json")
+    with pytest.raises(TokenizerError, match="save_pretrained"):
+        load_vocabulary(tmp_path)
     with pytest.raises(TokenizerError, match=r"'<stop>'[\s\S]*<\|endoftext\|>[\s\S]*--eod"):
         load_vocabulary(tokenizer, eod="<stop>")
     without = json.loads(tokenizer.read_text())
