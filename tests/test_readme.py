@@ -27,9 +27,9 @@ def test_every_command_is_in_the_readme():
         assert all(f"`{script} {command} " in README for command in group.commands)
 
 
-@pytest.mark.parametrize("package", ["pipeline", "curriculum", "train"])
+@pytest.mark.parametrize("package", ["pipeline", "curriculum", "train", "scripts"])
 def test_the_tree_names_every_file_and_no_other(package):
-    tree = re.search(rf"^    {package}/(.*?)(?=^    \w+/|^\n)", README, re.M | re.S).group(1)
+    tree = re.search(rf"^    {package}/ (.*?)(?=^    \w+/|^\n)", README, re.M | re.S).group(1)
     files = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"\b\w+\.py\b", tree)) == files
 

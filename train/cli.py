@@ -87,7 +87,7 @@ def plan(
         check_picture(plot)
     schedule, what = forecast(settings, rehearsed=not quick, tflops=tflops)
     if schedule.notches:
-        click.echo("adaptive: validation decides when the length rises; this is the run if it never did", err=True)
+        _warn("adaptive: validation decides when the length rises; this is the run if it never did")
     if plot:
         from train.chart import draw
 
@@ -133,20 +133,20 @@ def run(
 
     if init_from_hf:
         overrides = (*overrides, f"run.init_from_hf={json.dumps(str(init_from_hf))}")
-
-    def warn(text: str) -> None:
-        click.echo(text, err=True)
-
     try:
         with together() as ranks:
             settings = load_config(config, overrides)
-            outcome = train(settings, force=force, change_schedule=change_schedule, warn=warn, ranks=ranks)
+            outcome = train(settings, force=force, change_schedule=change_schedule, warn=_warn, ranks=ranks)
             if ranks.first:  # before any rank ends: torchrun then ends the others
                 echo_json(dataclasses.asdict(outcome)) if as_json else _tell(outcome)
     except StoppedEarly as early:
-        warn(f"stopped by {early.name} before the first step; the same command begins again, or goes on")
+        _warn(f"stopped by {early.name} before the first step; the same command begins again, or goes on")
         sys.exit(STOPPED)
     ranks.exit(0 if outcome.finished else STOPPED)
+
+
+def _warn(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _tell(outcome: Outcome) -> None:
@@ -207,9 +207,9 @@ def tune(
     folder = out or given.run.dir.with_name(f"{given.run.dir.name}-tune")
     settings = Settings(threshold=threshold, multiples=multiples, validations=validations, most_share=most_share)
     try:
-        tuned = search(given, folder, settings, force=force, warn=lambda text: click.echo(text, err=True))
+        tuned = search(given, folder, settings, force=force, warn=_warn)
     except (Stopped, StoppedEarly):
-        click.echo(f"stopped; the same command goes on: {folder}", err=True)
+        _warn(f"stopped; the same command goes on: {folder}")
         sys.exit(STOPPED)
     draw(tuned, folder / PICTURE_NAME)
     if tuned.toml:

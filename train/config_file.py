@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from train.config import Config, Section, SourceConfig
-from train.layers import lay_over, make_room, place_of, read_layers
+from train.config_layers import lay_over, make_room, place_of, read_layers
 
 
 def load_config(

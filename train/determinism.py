@@ -17,15 +17,12 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Only such kernels inside, if `wanted`. Enter it before anything runs on a GPU: cuBLAS reads its variable once.
+def deterministic() -> Iterator[None]:
+    """Only such kernels inside. Enter it before anything runs on a GPU: cuBLAS reads its variable once.
 
     torch: `use_deterministic_algorithms`; FlashAttention and cuDNN follow it. Memory that is not written yet is left
     alone: filling it would cost and finds bugs only.
     """
-    if not wanted:
-        yield
-        return
     memory: Any = torch.utils.deterministic
     os.environ.setdefault(CUBLAS, ":4096:8")
     before = (

@@ -185,13 +185,7 @@ def _join() -> tuple[Ranks, Failures]:
         store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
         store = PrefixStore(f"slw/{meet(store, rank, world_size, TIMEOUT)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=TIMEOUT,
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         # A connection of its own: the other one may be waiting for an answer.
         failures = Failures(store.clone(), ranks)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:

@@ -86,11 +86,10 @@ class Faults:
         """Weights are again those after `to_step` updates; `batch` was the bad one."""
         self.rollbacks += 1
         self.in_a_row = 0
-        before = (
+        self.left_out, self.undone = (
             [[first, min(last, to_step - 1)] for first, last in ranges if first < to_step]
             for ranges in (self.left_out, self.undone)
         )
-        self.left_out, self.undone = before
         self.undone.append([to_step, batch])
 
     def is_undone(self, step: int) -> bool:

@@ -111,12 +111,12 @@ def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: f
     attention = each * sum(part.tokens * part.phase.reach for part in parts)
     flops = sum(part.tokens * flops_per_token(model, count, part.phase.reach) for part in parts)
     windows = any(part.phase.reach < part.phase.seqlen for part in parts)
-    apart = model.mask == "document" and table.ledger is not None and not windows
+    ledger = table.ledger if model.mask == "document" and not windows else None
     return Cost(
         parameters=count,
         flops=flops,
         attention_flops=attention,
-        attention_flops_documents=each * table.ledger.attended if apart and table.ledger else None,
+        attention_flops_documents=each * ledger.attended if ledger else None,
         shapes=sorted({(shape.rows, shape.seqlen) for shape in shapes_of(schedule, size)}),
         tflops=tflops,
         hours=flops / (tflops * 1e12 * 3600) if tflops else None,

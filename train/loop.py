@@ -70,7 +70,8 @@ def run(
     folder = config.run.dir
     with ExitStack() as held:
         signals = held.enter_context(Signals())
-        held.enter_context(deterministic(config.run.deterministic))
+        if config.run.deterministic:
+            held.enter_context(deterministic())
         found = ranks.from_first(lambda: _opened(config, force, change_schedule, warn, held))
         saved = (Path(found[0]), found[1]) if found else None
         this = Run(config, warn if ranks.first else lambda text: None, saved, ranks)
@@ -83,24 +84,27 @@ def run(
             write_config(folder, config)
         warm_up(this)
         held.enter_context(this.saver)
-        at = this.at
-        report = held.enter_context(Report(config, at.step, silent=not ranks.first))
+        report = held.enter_context(Report(config, this.at.step, silent=not ranks.first))
         held.enter_context(_collector_off())
         with out_of_memory_explained(lambda: this.micro_batch_tokens):
             finished, validation = _steps(this, report, signals)
-    taken = [(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.asked.notches else []
+    return _outcome(this, validation, None if finished else signals.received or "a signal to another rank")
+
+
+def _outcome(this: Run, validation: float | None, stopped_by: str | None) -> Outcome:
+    at = this.at
     return Outcome(
-        str(folder),
-        finished,
+        dir=str(this.config.run.dir),
+        finished=stopped_by is None,
         step=at.step,
         tokens_seen=at.tokens_seen,
         validation_loss=validation,
         spikes=this.ratio.spikes,
         clipped_share=at.clipped / max(at.step, 1),
         elapsed_s=at.elapsed_s,
-        stopped_by=None if finished else signals.received or "a signal to another rank",
+        stopped_by=stopped_by,
         unlearnt=this.faults.unlearnt,
-        lengths=taken,
+        lengths=[(phase.first_step, phase.seqlen) for phase in this.schedule.phases] if this.asked.notches else [],
     )
 
 

@@ -74,9 +74,10 @@ def probing(config: Config, seqlen_start: int, duration_steps: int, tokens: int,
     data = ramped(config, seqlen_start, duration_steps)
     data["optimizer"] = {"decay_tokens": tokens} | data.get("optimizer", {})
     ends = parse_config(data, where="tune").schedule().tokens_before(probe_steps)
-    own = {key: value for key, value in data["run"].items() if key != "epochs"}
-    data["run"] = own | {"total_tokens": ends, "checkpoint_every_steps": -(-probe_steps // CHECKPOINTS)}
-    return parse_config(data | {"run": data["run"] | {"keep_checkpoints": 1}}, where="tune")
+    data["run"].pop("epochs", None)
+    data["run"] |= {"total_tokens": ends, "checkpoint_every_steps": -(-probe_steps // CHECKPOINTS)}
+    data["run"]["keep_checkpoints"] = 1
+    return parse_config(data, where="tune")
 
 
 def ramped(config: Config, seqlen_start: int, duration_steps: int) -> dict[str, Any]:

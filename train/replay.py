@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from curriculum.loader import CurriculumLoader
 from pipeline.errors import ConfigError
@@ -20,7 +19,7 @@ def loader_of(
 
     Raises ConfigError, RunError where neither is there, a rank is outside the world, or a run is given overrides.
     """
-    ranks: Any = {"rank": rank, "world_size": world_size}
+    saved = None
     if not config_or_run.exists():
         raise ConfigError(
             "no such run and no such config",
@@ -29,18 +28,18 @@ def loader_of(
         )
     if not config_or_run.is_dir():
         config = load_config(config_or_run, overrides)
-        return config.loader(Store.open(config.store), **ranks)
-    if overrides:
+    elif overrides:
         raise ConfigError(
             "a run is what it was: no key can be overridden",
             where=config_or_run,
             found=" ".join(overrides),
             remedy="give its CONFIG.toml instead of the run",
         )
-    config = config_of_run(config_or_run)
-    store = Store.open(config.store)
-    loader = config.loader(store, **ranks)
-    if saved := checkpoint.load_latest(config_or_run, lambda text: None):
+    else:
+        config = config_of_run(config_or_run)
+        saved = checkpoint.load_latest(config_or_run, lambda text: None)
+    loader = config.loader(Store.open(config.store), rank=rank, world_size=world_size)
+    if saved:
         # The config has the last schedule asked for, perhaps after this checkpoint: what was served decides.
         loader.load_state_dict(saved[1]["loader"], change_schedule=True)
     return loader

@@ -143,9 +143,8 @@ def validations(space: Space) -> int:
 def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, warn: Callable[[str], None]) -> Tuned:
     """Tune L_s and T of `config` by probes in folder `out`; what is done there already is not done again.
 
-    Raises ConfigError where there is nothing to tune or it would cost too much, RunError where no choice is calm or
-    `out` cannot be written;
-    `Stopped` where a signal has ended a probe.
+    Raises ConfigError where there is nothing to tune or it would cost too much, RunError where `out` cannot be
+    written or holds another tuning, `Stopped` where a signal has ended a probe.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("tuning runs on one rank", found=f"WORLD_SIZE={os.environ['WORLD_SIZE']}", allowed="1")

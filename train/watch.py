@@ -89,8 +89,8 @@ class Watch:
         """The band of this step's length, put at the end."""
         band = self.bands.pop(seqlen, None)
         if band is None:
-            near = self.seqlen is not None and self.seqlen < seqlen <= 2 * self.seqlen
-            before = self.bands[self.seqlen] if near and self.seqlen is not None else {}
+            last = self.seqlen
+            before = self.bands[last] if last is not None and last < seqlen <= 2 * last else {}
             band = {name: list(before.get(name, ())) for name in FLOORS}
         self.bands[seqlen] = band
         for old in list(self.bands)[:-LENGTHS]:
