@@ -184,6 +184,6 @@ def _mixed(parts: list[Packed], key: int) -> Packed:
 
 def sequences_of(packed: Packed, first: int, last: int) -> Packed:
     """Sequences `first` to `last` - 1 of `packed`, or those of them that there are."""
-    offsets = packed.offsets[min(first, packed.sequences) : min(last, packed.sequences) + 1]
+    offsets = packed.offsets[min(first, packed.sequences) : last + 1]
     pieces = slice(int(offsets[0]), int(offsets[-1]))
     return Packed(packed.document[pieces], packed.start[pieces], packed.length[pieces], offsets - offsets[0])

@@ -245,6 +245,8 @@ class CurriculumLoader:
         (first, last), schedule = self.own_rows(step), self.schedule
         shape = {"seqlen": schedule.seqlen(step), "sequences": last - first}
         made = make_batches(self.store, rows, **shape, first_step=step, targets=targets, allocate=lambda _: arrays)
+        if not schedule.has_attention_windows:
+            return made
         positions = schedule.attention_window_positions
         return [with_attention_window(batch, schedule.attention_window(batch.step), positions) for batch in made]
 

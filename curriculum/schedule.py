@@ -18,7 +18,7 @@ from typing import Any, Unpack
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
 from curriculum.keywords import Adaptive, Constant, Decomposition, Ramp, Root, Run, SkyLadder, Staged, Table
-from curriculum.phases import SEQLEN, Phase, Phases
+from curriculum.phases import ATTENTION_WINDOW, SEQLEN, Phase, Phases
 from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of, tables_of
 from pipeline.errors import ConfigError, RunError
 
@@ -241,6 +241,11 @@ class Schedule:
     def attention_window(self, step: int) -> int | None:
         """Block of positions that attention stays within at `step`; None: the whole row."""
         return self.phase(step).attention_window
+
+    @cached_property
+    def has_attention_windows(self) -> bool:
+        """Whether attention stays within less than a row at any step."""
+        return bool(self.phases.columns[ATTENTION_WINDOW].any())
 
     def tokens_before(self, step: int) -> int:
         """Tokens in all batches before `step`."""
