@@ -142,7 +142,9 @@ def _whole_shapes(
 ) -> tuple[np.ndarray, np.ndarray, int] | None:
     """Deals from `step` on that each hold all steps of one shape, end by `end` and need no more than `tokens`.
 
-    Returns (seqlens, rows: int64 [deals]; the step after them), or None; at most PASSED_STEPS steps.
+    They are the deals that `_stream` makes: it looks for `most` rows no further than their share of the batches lets
+    it expect, so a rare source's rows of a shape may take it two deals. Returns (seqlens, rows: int64 [deals]; the
+    step after them), or None; at most PASSED_STEPS steps.
     """
     first, seqlen, sequences = schedule.phases.shapes(step, min(end, step + PASSED_STEPS))
     if not len(seqlen):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -91,11 +91,11 @@ class Mixture:
             stride += 1
         return stride
 
-    def check(self, schedule: Schedule, tokens: Mapping[str, int]) -> Schedule:
-        """`schedule` for sources of `tokens` tokens each. Raises ConfigError where names or amounts do not suffice.
+    def check(self, schedule: Schedule, tokens: Mapping[str, int]) -> None:
+        """Raise ConfigError where sources of `tokens` tokens each, or their names, do not suffice for `schedule`.
 
         A source that would run out is refused before the run; nothing is redistributed silently. The schedule's own
-        `max_epochs` does not count, and is raised where the mixture needs more of the whole store.
+        `max_epochs` does not count.
         """
         if list(tokens) == [""]:
             raise ConfigError(
@@ -126,9 +126,6 @@ class Mixture:
                     remedy=f"lower its weight or total_tokens, add data, or mixture.{name}.max_epochs = "
                     f"{-(-needed // max(tokens[name], 1))}",
                 )
-        return replace(
-            schedule, max_epochs=max(schedule.max_epochs, -(-schedule.total_tokens // sum(tokens.values())))
-        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; equal for equal mixtures."""

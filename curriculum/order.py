@@ -55,7 +55,10 @@ class Order:
             )
         if mixture and schedule.planner != "dealing":
             raise ConfigError("sources are mixed by dealing alone", found=schedule.planner, allowed="dealing")
-        schedule = mixture.check(schedule, source_tokens(corpus)) if mixture else resolve(schedule, corpus)
+        if mixture:
+            mixture.check(schedule, source_tokens(corpus))
+        else:
+            schedule = resolve(schedule, corpus)
         start = ((0, schedule),)
         return cls(corpus, seed, mixture, window_tokens or default_window_tokens(schedule), start, start)
 

@@ -155,6 +155,31 @@ def test_a_schedule_changed_midway_keeps_the_shares_and_what_was_served(store):
     assert times.max() == 1 and abs(length[document < 60].sum() / length.sum() - 2 / 3) < 0.01
 
 
+def test_more_than_the_store_is_served_and_goes_on_after_a_change_of_schedule(store):
+    then = Schedule.constant(seqlen=9, global_batch_sequences=6, total_tokens=2 * store.tokens)
+    options = {"seed": 3, "mixture": mixture_of([1, 1, 1])}
+    with CurriculumLoader(store, schedule_of(3 * store.tokens), **options) as loader:
+        for _ in range(7):
+            next(loader)
+        loader.change_schedule(then)
+        state = json.loads(json.dumps(loader.state_dict()))
+        rest = list(loader)
+    with CurriculumLoader(store, then, **options) as resumed:
+        resumed.load_state_dict(state)
+        assert all(np.array_equal(a.labels, b.labels) for a, b in zip(rest, resumed, strict=True))
+
+
+def test_a_rare_source_is_passed_by_in_the_deals_that_serving_it_makes():
+    corpus = Lengths({"a": np.array([4, 5, 10, 8, 7, 5, 10, 6, 4]), "b": np.full(200, 50)})
+    mixture = Mixture.from_settings({"a": {"weight": 1, "max_epochs": 99}, "b": {"weight": 8}})
+    lengths = {"seqlens": [8, 5], "boundaries": [33]}  # 7 rows of 8 in 33 steps, but 6 in the 32 that 7 would take
+    schedule = Schedule.staged(**lengths, global_batch_sequences=2, total_tokens=2000)
+    for seed in range(5):
+        order = Order.begin(corpus, schedule, seed=seed, mixture=mixture)
+        batches = planned(order)
+        assert all(same(next(plan_steps(order, step))[1], batch) for step, batch in enumerate(batches))
+
+
 @pytest.mark.parametrize(
     ("settings_", "match"),
     [
