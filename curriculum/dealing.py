@@ -35,7 +35,7 @@ def dealing(order: Order, first: int, expect: Expect = expect_nothing) -> Iterat
     """
     streams = [
         _stream(order, key_of(order.seed, number), shards, served, first, expect)
-        for number, (_, shards, served) in enumerate(order.shares)
+        for number, (shards, served) in enumerate(order.shares)
     ]
     for step in range(first, order.schedule.total_steps):
         parts = [next(stream) for stream in streams]

@@ -22,6 +22,7 @@ from curriculum.dealing import sequences_of
 from curriculum.memory import Pool
 from curriculum.mixture import Mixture
 from curriculum.order import Order
+from curriculum.pacing import require_positive
 from curriculum.phases import SEQUENCES
 from curriculum.planner import plan_steps
 from curriculum.prefetch import Prefetch
@@ -78,8 +79,7 @@ class CurriculumLoader:
         rank, world_size, prefetch = (_whole(name, given) for name, given in numbers.items())
         if not 0 <= rank < world_size:
             raise ConfigError("rank is outside the world", found=f"rank {rank} of {world_size}")
-        if prefetch < 1:
-            raise ConfigError("prefetch must be positive", found=prefetch, allowed="1 or more")
+        require_positive(prefetch=prefetch)
         self.store = store
         self.order = Order.begin(store, schedule, seed=seed, mixture=mixture, window_tokens=window_tokens)
         """What all batches follow from."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from curriculum.pacing import require_positive
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 
@@ -63,8 +64,7 @@ class Mixture:
             )
         caps = [source.get("max_epochs", 1) for source in settings.values()]
         for name, cap in zip(settings, caps, strict=True):
-            if cap < 1:
-                raise ConfigError(f"mixture.{name}.max_epochs must be positive", found=cap, allowed="1 or more")
+            require_positive(**{f"mixture.{name}.max_epochs": cap})
         return cls(tuple(settings), tuple(whole), tuple(caps))
 
     def rows(self, source: int, step: int, steps: int, sequences: int | np.ndarray) -> np.ndarray:

@@ -88,13 +88,13 @@ class Order:
         return self.history[-1][1]
 
     @property
-    def shares(self) -> list[tuple[str, list[int], Served]]:
-        """(name, shards, what it serves) of each source that is served; one named "" without a mixture."""
+    def shares(self) -> list[tuple[list[int], Served]]:
+        """(shards, what it serves) of each source that is served; one of all shards without a mixture."""
         shards = shards_of(self.corpus)
         if self.mixture is None:
-            return [("", list(range(len(self.corpus.shards))), Served(self, ALONE, 0))]
+            return [(list(range(len(self.corpus.shards))), Served(self, ALONE, 0))]
         return [
-            (name, shards[name], Served(self, self.mixture, index))
+            (shards[name], Served(self, self.mixture, index))
             for index, name in enumerate(self.mixture.names)
             if self.mixture.weights[index]
         ]

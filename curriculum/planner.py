@@ -7,15 +7,14 @@ that resumes, a plan and a trace ask for the steps they want and hold no state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from curriculum.buckets import Pieces, bucket_batches
 from curriculum.dealing import dealing
 from curriculum.order import Order
-from curriculum.schedule import Schedule
-from curriculum.truncate import cut_rows
+from curriculum.truncate import lost_by_truncation, truncated
 from curriculum.window import Expect, expect_nothing
 from pipeline.packing import Packed
 
@@ -29,18 +28,6 @@ class Planner:
     batch of the data, which may hold less."""
     lost: Callable[[Order], int] = lambda order: 0
     """Tokens passed over for good in the whole run: none, but where a planner truncates."""
-
-
-def truncated(order: Order, first: int, expect: Expect) -> Iterator[tuple[int, Packed]]:
-    """Full-length rows cut down to what the schedule asks for: see `curriculum.truncate`."""
-    for step, rows in dealing(_uncut(order), first, expect):
-        yield step, cut_rows(rows, order.schedule.seqlen(step))
-
-
-def lost_by_truncation(order: Order) -> int:
-    """Tokens of the tails that are cut off."""
-    steps = order.schedule.total_steps
-    return _uncut(order).schedule.tokens_before(steps) - order.schedule.tokens_before(steps)
 
 
 def bucketed(order: Order, first: int, expect: Expect) -> Iterator[tuple[int, Packed]]:
@@ -68,15 +55,6 @@ def plan_steps(order: Order, first: int = 0, expect: Expect = expect_nothing) ->
     `expect` is told which shards are dealt after those of the batches that come, where they are not dealt together.
     """
     return PLANNERS[order.schedule.planner].steps(order, first, expect)
-
-
-def _uncut(order: Order) -> Order:
-    """The same steps with rows as long as truncation cuts them out of."""
-    history: list[tuple[int, Schedule]] = []
-    for (first, asked), (_, cut) in zip(order.asked, order.history, strict=True):
-        whole = history[-1][1].changed_at(first, asked.uncut) if history else asked.uncut
-        history.append((first, replace(whole, total_tokens=whole.tokens_before(cut.total_steps))))
-    return replace(order, asked=tuple(history), history=tuple(history))
 
 
 def _pieces(order: Order) -> Pieces:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 
+from curriculum.phases import MOST_TOKENS
 from curriculum.schedule import Schedule
-from curriculum.settings import MOST_TOKENS, SEQUENCES
+from curriculum.settings import BUCKET_SEQUENCES
 from pipeline.amount import amount
 from pipeline.errors import ConfigError
 
@@ -86,7 +87,7 @@ def _decomposed(schedule: Schedule, store_tokens: int, sequences: list[int] | No
     buckets, settings = schedule.decomposition, schedule.settings
     assert buckets is not None
     assert settings is not None
-    sequences = sequences or settings["curriculum"].get(SEQUENCES)
+    sequences = sequences or settings["curriculum"].get(BUCKET_SEQUENCES)
     if sequences is None:
         raise ConfigError("buckets are counted in the store", remedy="schedule.resolve(tokens, bucket_sequences)")
     if schedule.total_tokens is not None:
@@ -101,5 +102,5 @@ def _decomposed(schedule: Schedule, store_tokens: int, sequences: list[int] | No
             allowed=f"{most:,} in {epochs} epochs",
             remedy="lower total_tokens or seqlen_start, carry = true, or raise max_epochs",
         )
-    curriculum = {**settings["curriculum"], SEQUENCES: [int(n) for n in sequences]}
+    curriculum = {**settings["curriculum"], BUCKET_SEQUENCES: [int(n) for n in sequences]}
     return Schedule.from_settings(curriculum, settings["batch"], total_tokens=wanted, max_epochs=epochs)

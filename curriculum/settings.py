@@ -14,14 +14,14 @@ from curriculum import pacing as ramps
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
 from curriculum.layout import batch_warmup, lay_out
-from curriculum.pacing import Pacing
-from curriculum.phases import Phases
+from curriculum.pacing import Pacing, require_positive
+from curriculum.phases import MOST_TOKENS, Phases
 from curriculum.skyladder import skyladder
 from pipeline.errors import ConfigError
 
 SEQLEN_NOW = "seqlen_now"
 """The setting that holds how far an adaptive schedule has come: added by `Schedule.raised_to`."""
-SEQUENCES = "bucket_sequences"
+BUCKET_SEQUENCES = "bucket_sequences"
 """The setting that holds a store's sequences of each bucket, shortest first: added by `Schedule.resolve`."""
 PACINGS: dict[str, Callable[..., Pacing]] = {**ramps.PACINGS, "skyladder": skyladder}
 MAKERS: dict[str, Callable[..., Any]] = {**PACINGS, "buckets": Buckets, "adaptive": Notches}
@@ -40,8 +40,6 @@ WHOLE = {
 """Settings that are whole numbers."""
 WHOLE_LISTS = {"seqlens", "boundaries", "boundaries_tokens", "table"}
 """Settings that are lists of whole numbers, or of lists of them."""
-MOST_TOKENS = 1 << 62
-"""Tokens are counted in int64."""
 CONTROLS = ("batch_warmup",)
 DEALINGS = {"pack": "dealing", "truncate": "truncate"}
 """`dealing` in [curriculum] -> the planner."""
@@ -98,7 +96,7 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
 
 def buckets_of(settings: dict[str, Any]) -> Buckets:
     """The decomposition of a schedule's settings."""
-    given = {key: value for key, value in settings["curriculum"].items() if key not in ("pacing", SEQUENCES)}
+    given = {key: value for key, value in settings["curriculum"].items() if key not in ("pacing", BUCKET_SEQUENCES)}
     return Buckets(batch_tokens=settings["batch"]["global_batch_tokens"], **given)
 
 
@@ -152,8 +150,7 @@ def end_of_run(total_tokens: int | None, epochs: int | None, max_epochs: int | N
     """The fields of a schedule that say where it ends; raises ConfigError for none or both."""
     exactly_one(total_tokens=total_tokens, epochs=epochs)
     max_epochs = 1 if max_epochs is None else max_epochs
-    if max_epochs < 1:
-        raise ConfigError("max_epochs must be positive", found=max_epochs, allowed="1 or more")
+    require_positive(max_epochs=max_epochs)
     if (total_tokens or 0) >= MOST_TOKENS:
         raise ConfigError("total_tokens cannot be counted", found=total_tokens, allowed=f"below {MOST_TOKENS:,}")
     return {"total_tokens": total_tokens, "epochs": epochs, "max_epochs": max_epochs}
@@ -165,9 +162,7 @@ def exactly_one(**values: int | None) -> None:
     given = {name: value for name, value in values.items() if value is not None}
     if len(given) != 1:
         raise ConfigError(f"give exactly one of {names}", found=", ".join(given) or "none of them")
-    for name, value in given.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be positive", found=value, allowed="1 or more")
+    require_positive(**given)
 
 
 def _whole(table: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +207,7 @@ def _adaptive(settings: dict[str, Any]) -> Pacing:
 
 def _bucket_phases(settings: dict[str, Any], size: dict[str, int | None], end: dict[str, Any]) -> Phases:
     """Known once the store is: its sequences in each bucket are added to the settings then."""
-    sequences = settings.pop(SEQUENCES, None)
+    sequences = settings.pop(BUCKET_SEQUENCES, None)
     check_fit("buckets", settings)
     if size["global_batch_tokens"] is None or size["global_batch_sequences"] is not None:
         raise ConfigError("buckets have as many tokens in every batch", allowed="global_batch_tokens alone")

@@ -10,9 +10,28 @@ documents; these are dealt as all of ours are, so that the arms differ in nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 
+from curriculum.dealing import dealing
+from curriculum.order import Order
+from curriculum.schedule import Schedule
+from curriculum.window import Expect
 from pipeline.packing import Packed
+
+
+def truncated(order: Order, first: int, expect: Expect) -> Iterator[tuple[int, Packed]]:
+    """A planner's `steps`: full-length rows, each cut to the length that the schedule asks for."""
+    for step, rows in dealing(_uncut(order), first, expect):
+        yield step, cut_rows(rows, order.schedule.seqlen(step))
+
+
+def lost_by_truncation(order: Order) -> int:
+    """Tokens of the tails that are cut off."""
+    steps = order.schedule.total_steps
+    return _uncut(order).schedule.tokens_before(steps) - order.schedule.tokens_before(steps)
 
 
 def cut_rows(rows: Packed, seqlen: int) -> Packed:
@@ -25,3 +44,12 @@ def cut_rows(rows: Packed, seqlen: int) -> Packed:
     kept = length > 0
     offsets = np.append(0, np.cumsum(kept))[rows.offsets]
     return Packed(rows.document[kept], rows.start[kept], length[kept], offsets)
+
+
+def _uncut(order: Order) -> Order:
+    """The same steps with rows as long as truncation cuts them out of."""
+    history: list[tuple[int, Schedule]] = []
+    for (first, asked), (_, cut) in zip(order.asked, order.history, strict=True):
+        whole = history[-1][1].changed_at(first, asked.uncut) if history else asked.uncut
+        history.append((first, replace(whole, total_tokens=whole.tokens_before(cut.total_steps))))
+    return replace(order, asked=tuple(history), history=tuple(history))
