@@ -31,7 +31,7 @@ def check_picture(out: Path) -> None:
 
 
 def save(figure: Figure, out: Path, *, dpi: int) -> None:
-    """Write a figure as the picture OUT, whole or not at all, and close it.
+    """Write a figure as the picture OUT, whole or not at all.
 
     Raises ConfigError where OUT's name is not that of a picture, StoreError where it cannot be written.
     """
@@ -40,12 +40,9 @@ def save(figure: Figure, out: Path, *, dpi: int) -> None:
 
 
 def rendered(figure: Figure, form: str, **options: Any) -> bytes:
-    """A figure as "png", "svg" or "pdf", closed."""
-    from matplotlib import pyplot as plt
-
+    """A figure as "png", "svg" or "pdf"."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format=form, **options)
-    plt.close(figure)
     return drawn.getvalue()
 
 
@@ -54,14 +51,12 @@ def draw_lengths(sources: dict[str, LengthCounts], out: Path, title: str) -> Non
 
     Raises ConfigError for another suffix, StoreError where it cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     everything = merge(sources.values())
     longest = int(everything.length[-1])
-    figure, axes = plt.subplot_mosaic("AB;CC", figsize=(12, 8), layout="constrained", height_ratios=(1, 1.3))
+    figure = Figure(figsize=(12, 8), layout="constrained")  # pyplot would choose a window system, and keep it
+    axes = figure.subplot_mosaic("AB;CC", height_ratios=(1, 1.3))
     figure.suptitle(title)
     edges = _edges(longest)
     for name, by_tokens in (("A", False), ("B", True)):

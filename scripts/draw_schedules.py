@@ -7,10 +7,7 @@ Reads no data; the lengths are those that `slw-train run` would use.
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from curriculum.schedule import Schedule
 
@@ -23,7 +20,8 @@ BUCKETS = [6400, 3200, 1600, 800, 400, 200]
 
 def draw(out: Path) -> None:
     """Write the picture."""
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    axes = figure.subplots(2, 3)
     for name, schedule in {
         "linear": Schedule.linear(**RAMP, **BATCH),
         "root, degree 2": Schedule.root(**RAMP, **BATCH),

@@ -211,12 +211,10 @@ def shown(mean: dict[str, Any], sign: str = "") -> str:
 
 def draw(summary: dict[str, Any], out: Path) -> None:
     """Loss, share of spikes, largest loss ratio and variance over the learning rate, an arm a line."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(14, 9), layout="constrained")
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    axes = figure.subplots(2, 2)
     loss, spikes, ratio, variance = axes.flat
     arms = summary["arms"]
     for index, (name, arm) in enumerate(arms.items()):
@@ -261,7 +259,6 @@ def draw(summary: dict[str, Any], out: Path) -> None:
     handles, labels = loss.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
     figure.savefig(out, dpi=90)
-    plt.close(figure)
 
 
 def curve(panel: Any, rates: list[dict[str, Any]], key: str, name: str, style: dict[str, Any], aside: float) -> None:

@@ -22,14 +22,12 @@ LINE = "0.35"
 
 def draw(config: Config, schedule: Schedule, what: Forecast, out: Path) -> None:
     """Write the picture OUT (.png, .svg, .pdf). See `save`."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     parts = stretches(schedule)
     unit, scale = _scaled(what.plan.total_tokens)
-    figure, axes = plt.subplots(2, 2, figsize=(13, 8), layout="constrained")
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
     _lengths_over_steps(axes[0, 0], parts, what)
     if what.plan.take_turns:
         _shares(axes[0, 1], what)

@@ -43,12 +43,11 @@ def draw(comparison: Comparison, out: Path) -> None:
 def picture(comparison: Comparison, form: str) -> bytes:
     """The picture as "png", "svg" or "pdf"; the same bytes for the same runs."""
     import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure, axes = plt.subplots(3, 3, figsize=(16, 12), layout=ConstrainedLayoutEngine(hspace=0.05))
+    figure = Figure(figsize=(16, 12), layout=ConstrainedLayoutEngine(hspace=0.05))
+    axes = figure.subplots(3, 3)
     unit, scale = _unit(comparison)
     by_tokens = (f"tokens ({unit})" if unit else "tokens", "tokens_seen", scale)
     _validation(axes[0, 0], comparison, *by_tokens)

@@ -115,12 +115,10 @@ def toml_of(data: dict[str, Any]) -> str:
 
 def draw(tuned: Tuned, out: Path) -> None:
     """Validation perplexity of every probe over its steps, as OUT (.png, .svg, .pdf); see `save`."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panel = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    panel = figure.subplots()
     for index, probe in enumerate(tuned.probes):
         at_start, fluctuates = tuned.verdicts(probe)
         colour = COLOURS[index % len(COLOURS)]
@@ -131,7 +129,12 @@ def draw(tuned: Tuned, out: Path) -> None:
         if probe.diverged:
             panel.plot(steps[-1:], losses[-1:], "x", color=colour)
     panel.axvline(tuned.warmup_steps, color="0.5", linewidth=1)
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, -4), "textcoords": "offset points", "va": "top"}
+    place: dict[str, Any] = {
+        "xycoords": ("data", "axes fraction"),
+        "xytext": (4, -4),
+        "textcoords": "offset points",
+        "va": "top",
+    }
     panel.annotate("end of the LR warmup", (tuned.warmup_steps, 1), **place)
     panel.set_xlabel("step")
     panel.set_ylabel("validation loss at full length, nats a token")
