@@ -156,7 +156,7 @@ def test_a_run_trains_with_exactly_the_mask_of_the_definition(store, tmp_path, m
     expected = slow_mask(batch, mask)
     if mask == "document":
         assert torch.equal(document_mask(batch)[:, 0], expected)
-    ids, places, _, spans = next(micro_batches(batch, 10**6, this.device, mask))
+    ids, places, spans, _ = next(micro_batches(batch, 10**6, this.device, mask))
     seen = []
 
     def attend(q, k, v, attn_mask, is_causal):
