@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import tiny_store
+from runs import config_of, tiny_store
 
 from curriculum.loader import CurriculumLoader
 from curriculum.schedule import Schedule
+from pipeline.packed import write_packed
 from pipeline.reader import Store
+from train import loop
+from train.export import export_hf
+from train.trained import load_run
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + [ROOT / "benchmarks/README.md"]
@@ -60,6 +64,47 @@ def test_held_out_documents_are_read_and_a_run_goes_on_with_another_schedule(boo
         rest = list(loader)
     assert (rest[0].step, rest[0].seqlen) == (5, 64)
     assert served + sum(batch.targets for batch in rest) == books.tokens
+
+
+def test_a_packed_set_is_learnt_from_in_a_loop_of_ones_own(books):
+    write_packed(books, Path("packed/books-1024"), seqlen=16, seed=1)
+    table, rows = torch.nn.Embedding(50, 50), []
+
+    def model(ids, position_ids):
+        assert ids.shape == position_ids.shape and ids.shape[1] == 16
+        rows.append(len(ids))
+        return table(ids)
+
+    names = {"torch": torch, "model": model}
+    exec(code_of("docs/interop.md", "rows.iter", {}), names)
+    assert sum(rows) == -(-books.tokens // 16) and max(rows) == 8
+    names["loss"].backward()
+    assert table.weight.grad.abs().sum() > 0
+
+
+def test_shards_are_opened_by_other_libraries(books, tmp_path, monkeypatch, capfd):
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("duckdb")
+    pytest.importorskip("polars")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = {}
+    exec(code_of("docs/interop.md", "polars.read", {}), names)
+    assert [len(tokens) for tokens in names["table"]["tokens"]] == books.lengths[: len(names["table"])].tolist()
+
+
+def test_an_export_is_opened_by_transformers(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    short = {"run__epochs": None, "run__total_tokens": 200}
+    loop.run(config_of(tiny_store(tmp_path / "store"), tmp_path / "run", **short), warn=print)
+    export_hf(tmp_path / "run", Path("exported/slw"))
+    names = {}
+    exec(code_of("docs/evaluate.md", "AutoTokenizer", {}), names)
+    ids = names["tokenizer"]("w3 w4 w3", return_tensors="pt").input_ids
+    assert ids.tolist() == [[3, 4, 3]]
+    with torch.no_grad():
+        ours = load_run(tmp_path / "run").model(ids, torch.arange(3)[None])[..., :50]
+        torch.testing.assert_close(names["model"](ids).logits, ours, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name)
