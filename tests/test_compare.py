@@ -18,7 +18,8 @@ from runs import config_of
 
 from pipeline.errors import RunError
 from train.cli import main
-from train.compare import compare, losses, notes, stability
+from train.compare import compare
+from train.compare_tables import losses, notes, stability
 from train.figures import figures, reached, read_curves
 from train.folder import flat
 from train.panels import _bands, _spikes, picture

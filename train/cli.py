@@ -302,6 +302,7 @@ def compare(
     slw-train compare runs/constant-* runs/slw-* --target 4.9 --html compare.html
     """
     from train import compare as comparing
+    from train import compare_tables as tables
 
     found = comparing.compare(runs, target=target, each=each)
     if out:
@@ -313,13 +314,13 @@ def compare(
 
         write_page(found, html)
     if table:
-        table.write_text(comparing.as_markdown(found), encoding="utf-8")
+        table.write_text(tables.as_markdown(found), encoding="utf-8")
     written = {"picture": out, "page": html, "table": table}
     if as_json:
         echo_json({**found.to_json(), **{name: str(path) if path else None for name, path in written.items()}})
     else:
-        parts = [comparing.as_text(part) for part in (comparing.losses(found), comparing.stability(found))]
-        click.echo("\n\n".join([*parts, "\n".join(comparing.notes(found))]))
+        parts = [tables.as_text(part) for part in (tables.losses(found), tables.stability(found))]
+        click.echo("\n\n".join([*parts, "\n".join(tables.notes(found))]))
         for name, path in written.items():
             if path:
                 click.echo(f"{name}: {path}")

@@ -6,7 +6,8 @@ import html
 from pathlib import Path
 
 from pipeline.errors import RunError
-from train.compare import Comparison, Table, losses, notes, stability
+from train.compare import Comparison
+from train.compare_tables import Table, losses, notes, stability
 from train.panels import picture
 
 STYLE = """
