@@ -10,6 +10,7 @@ Nothing is held in memory beyond one record, one batch or one row group.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pipeline.documents import BATCH_BYTES, Bad, Documents, Reader, Reading, Unit, batched
 from pipeline.errors import ConfigError
@@ -91,14 +92,6 @@ def _split_parts(kind: str, file: InputFile, sizes: list[int], unit_bytes: int) 
     return units
 
 
-def _split_text(file: InputFile, unit_bytes: int) -> list[Unit]:
-    return _split_bytes("separated", file, unit_bytes)
-
-
-def _split_lines(file: InputFile, unit_bytes: int) -> list[Unit]:
-    return _split_bytes("lines", file, unit_bytes)
-
-
 def _split_parquet(file: InputFile, unit_bytes: int) -> list[Unit]:
     return _split_parts("parquet", file, parquet_sizes(file.path), unit_bytes)
 
@@ -110,8 +103,8 @@ def _split_arrow(file: InputFile, unit_bytes: int) -> list[Unit]:
 
 
 _SPLITTERS: dict[str, Callable[[InputFile, int], list[Unit]]] = {
-    "jsonl": _split_lines,
-    "text": _split_text,
+    "jsonl": partial(_split_bytes, "lines"),
+    "text": partial(_split_bytes, "separated"),
     "parquet": _split_parquet,
     "arrow": _split_arrow,
 }

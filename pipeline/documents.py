@@ -80,23 +80,22 @@ Reader = Callable[[Unit, Reading, Bad, int], Iterator[Documents]]
 """The documents of a unit in batches of about so many bytes of text."""
 
 
-def in_batches(records: Iterator[Record], batch_bytes: int) -> Iterator[Documents]:
-    """Put single records together until they have `batch_bytes` characters."""
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record[0])
-        if size >= batch_bytes:
-            yield _together(batch)
-            batch, size = [], 0
-    if batch:
-        yield _together(batch)
-
-
 def batched(read: Callable[[Unit, Reading, Bad], Iterator[Record]]) -> Reader:
-    """A reader of batches out of a reader of single records."""
-    return lambda unit, reading, bad, batch_bytes: in_batches(read(unit, reading, bad), batch_bytes)
+    """A reader of batches, of `batch_bytes` characters or a little more, out of a reader of single records."""
+
+    def read_batches(unit: Unit, reading: Reading, bad: Bad, batch_bytes: int) -> Iterator[Documents]:
+        batch: list[Record] = []
+        size = 0
+        for record in read(unit, reading, bad):
+            batch.append(record)
+            size += len(record[0])
+            if size >= batch_bytes:
+                yield _together(batch)
+                batch, size = [], 0
+        if batch:
+            yield _together(batch)
+
+    return read_batches
 
 
 def too_long(where: str, limit: int) -> CorpusError:
@@ -108,15 +107,6 @@ def too_long(where: str, limit: int) -> CorpusError:
         allowed=f"--max-record-bytes {limit}: a record is held in memory, several times over",
         remedy="is it the right --format? allow longer records: --max-record-bytes 2G, or leave them out: --skip-bad",
     )
-
-
-def decode(data: bytes, where: str, bad: Bad) -> str | None:
-    """The text of `data`; None after a call of `bad`."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        bad(not_utf8(where, error))
-        return None
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> CorpusError:

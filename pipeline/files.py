@@ -68,7 +68,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     protocol = re.split("://|::", url, maxsplit=1)[0]
     try:
-        with _fetching(url):
+        with fetching(ImportError, ValueError):
             found: tuple[Any, str] = url_to_fs(url)
             return found
     except ImportError as error:
@@ -100,10 +100,10 @@ def has_ranges(url: str) -> bool:
         return True
     files, path = filesystem(url)
     try:
-        with _fetching(url), files.open(path, "rb", block_size=1, cache_type="none") as stream:
+        with fetching(), files.open(path, "rb", block_size=1, cache_type="none") as stream:
             stream.seek(1)
             return len(stream.read(1)) <= 1
-    except (OSError, ValueError):  # it sends all or nothing
+    except OSError:  # it sends all or nothing
         return False
 
 
@@ -157,6 +157,17 @@ def lines_before(path: str, at: int) -> int | None:
 
 
 @contextlib.contextmanager
+def fetching(*passed: type[Exception]) -> Iterator[None]:
+    """Whatever a protocol's library raises becomes an OSError, but for `passed`."""
+    try:
+        yield
+    except Exception as error:  # each library has a tree of its own
+        if isinstance(error, (OSError, *passed)):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
 def looking_ahead() -> Iterator[None]:
     """What is read from standard input in this block is kept, and read again by whoever opens it next."""
     _StandardInput.keep = True
@@ -174,17 +185,6 @@ def _open(path: str) -> BinaryIO:
     if compression == ".zst":
         return io.BufferedReader(_Zstandard(raw), _CHUNK_BYTES)
     return raw
-
-
-@contextlib.contextmanager
-def _fetching(url: str) -> Iterator[None]:
-    """Whatever a protocol's library raises becomes an OSError, but for what `filesystem` tells apart."""
-    try:
-        yield
-    except (OSError, ImportError, ValueError):
-        raise
-    except Exception as error:  # each library has a tree of its own
-        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class _Gzip(gzip.GzipFile):
@@ -242,7 +242,7 @@ class _Remote(io.RawIOBase):
     def __init__(self, url: str) -> None:
         self._files, path = filesystem(url)  # kept: an archive is closed with its filesystem
         block_bytes = REMOTE_BLOCK_BYTES if has_ranges(url) else 0
-        with _fetching(url):  # without a cache: our buffer does, and reads no more than a block beyond a unit
+        with fetching():  # without a cache: our buffer does, and reads no more than a block beyond a unit
             self._file = self._files.open(path, "rb", block_size=block_bytes, cache_type="none")
 
     def readable(self) -> bool:
@@ -252,14 +252,14 @@ class _Remote(io.RawIOBase):
         return bool(self._file.seekable())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _fetching("seek"):
+        with fetching():
             return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        with _fetching("read"):
+        with fetching():
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

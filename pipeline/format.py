@@ -55,7 +55,7 @@ def shard_schema(dtype: np.dtype[Any], *, ids: bool = False, source: bool = Fals
 def length_histogram(lengths: np.ndarray) -> list[int]:
     """Documents per power of two of their length: bin b counts lengths in [2**b, 2**(b+1)); trailing zeros cut."""
     exponents = np.frexp(np.asarray(lengths, dtype=np.float64))[1] - 1
-    counts = np.bincount(exponents, minlength=0)[:LENGTH_BINS]
+    counts = np.bincount(exponents)[:LENGTH_BINS]
     return [int(count) for count in counts]
 
 

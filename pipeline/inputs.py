@@ -17,7 +17,7 @@ import orjson
 
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.files import STDIN, filesystem, has_ranges, is_remote, local_path, open_input, suffixes_of
+from pipeline.files import STDIN, fetching, filesystem, has_ranges, is_remote, local_path, open_input, suffixes_of
 from pipeline.shell import pasted
 
 FORMATS = {
@@ -117,7 +117,7 @@ def _expand(name: str, reading: Reading) -> list[InputFile]:
     try:
         sizes, folder = _remote_sizes(name) if is_remote(name) else _local_sizes(name)
         if folder:
-            sizes = _chosen(name, sizes, reading)
+            sizes = _chosen(sizes, reading)
     except OSError as error:
         remedy = "check the URL, the credentials and the network" if is_remote(name) else "check the path"
         raise CorpusError("an input that cannot be read", where=name, found=error, remedy=remedy) from error
@@ -191,18 +191,15 @@ def _remote_sizes(url: str) -> tuple[dict[str, int], bool]:
     web = url.startswith(("http://", "https://"))
     folder = False
     try:
-        if re.search(r"\*" if web else r"[*?\[]", path):
-            found = files.glob(path, detail=True)
-        else:
-            info = files.info(path)
-            folder = info["type"] == "directory"
-            found = files.find(path, detail=True) if folder else {path: info}
+        with fetching():
+            if re.search(r"\*" if web else r"[*?\[]", path):
+                found = files.glob(path, detail=True)
+            else:
+                info = files.info(path)
+                folder = info["type"] == "directory"
+                found = files.find(path, detail=True) if folder else {path: info}
     except FileNotFoundError:
         return {}, False
-    except OSError:
-        raise
-    except Exception as error:  # each protocol's library has a tree of its own
-        raise OSError(f"{type(error).__name__}: {error}") from error
     sizes = {}
     fixed = path if folder else re.split(r"[*?\[]", path)[0].rpartition("/")[0]
     for name in sorted(found, key=_by_parts):
@@ -230,7 +227,7 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _chosen(folder: str, sizes: dict[str, int], reading: Reading) -> dict[str, int]:
+def _chosen(sizes: dict[str, int], reading: Reading) -> dict[str, int]:
     """The files of a folder that are read: those of Hugging Face datasets as they say, others by suffix."""
     place: dict[str, str] = {}
     dropped: set[str] = set()

@@ -11,8 +11,8 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from pipeline.documents import Bad, Reading, Record, Unit, decode, too_long
-from pipeline.files import open_input
+from pipeline.documents import Bad, Reading, Record, Unit, not_utf8, too_long
+from pipeline.files import STDIN, open_input
 
 _CHUNK_BYTES = 1 << 20
 
@@ -25,7 +25,7 @@ def read_texts(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
         where = _where(path)
         if len(data) > reading.max_record_bytes:
             bad(too_long(where, reading.max_record_bytes))
-        elif (text := decode(data.removeprefix(BOM_UTF8), where, bad)) is not None:
+        elif (text := _decode(data.removeprefix(BOM_UTF8), where, bad)) is not None:
             yield text, 0, None
 
 
@@ -39,12 +39,21 @@ def read_separated(unit: Unit, reading: Reading, bad: Bad) -> Iterator[Record]:
             where = f"{_where(path)}, byte {row}"
             if data is None:
                 bad(too_long(where, reading.max_record_bytes))
-            elif (text := decode(data if row else data.removeprefix(BOM_UTF8), where, bad)) is not None:
+            elif (text := _decode(data if row else data.removeprefix(BOM_UTF8), where, bad)) is not None:
                 yield text, row, None
 
 
 def _where(path: str) -> str:
-    return "standard input" if path == "-" else path
+    return "standard input" if path == STDIN else path
+
+
+def _decode(data: bytes, where: str, bad: Bad) -> str | None:
+    """The text of `data`; None after a call of `bad`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        bad(not_utf8(where, error))
+        return None
 
 
 def _parts(stream: BinaryIO, at: int, separator: bytes, unit: Unit, most: int) -> Iterator[tuple[int, bytes | None]]:
