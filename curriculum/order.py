@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from curriculum.mixture import ALONE, Mixture, Share
+from curriculum.resolve import resolved_for
 from curriculum.schedule import Schedule
 from curriculum.window import WINDOW_SHAPES, WINDOW_TOKENS, Corpus, shards_of
 from pipeline.errors import ConfigError
@@ -58,7 +59,7 @@ class Order:
         if mixture:
             mixture.check(schedule, source_tokens(corpus))
         else:
-            schedule = resolve(schedule, corpus)
+            schedule = resolved_for(schedule, corpus)
         start = ((0, schedule),)
         return cls(corpus, seed, mixture, window_tokens or default_window_tokens(schedule), start, start)
 
@@ -68,7 +69,7 @@ class Order:
         Raises ConfigError where it asks for more than there is, RunError where its batches are made in another way.
         """
         sizes = source_tokens(self.corpus)
-        asked = schedule if self.mixture else resolve(schedule, self.corpus)
+        asked = schedule if self.mixture else resolved_for(schedule, self.corpus)
         changed = self.schedule.changed_at(step, asked)
         if self.mixture:
             self.mixture.check(changed, sizes)
@@ -141,15 +142,6 @@ class Served:
 def padding_before(asked: Schedule, joined: Schedule) -> int:
     """Positions without a target in what was served before `asked`, which is `joined` to it: see `Order.history`."""
     return (joined.total_tokens or 0) - (asked.total_tokens or 0)
-
-
-def resolve(schedule: Schedule, corpus: Corpus) -> Schedule:
-    """`schedule` with its end, and its order where that follows from the documents: see `Schedule.resolve`."""
-    buckets, sequences = schedule.decomposition, None
-    if buckets:
-        counts = [buckets.count(corpus.shard_lengths(i)) for i in range(len(corpus.shards))]
-        sequences = np.sum(counts, axis=0).tolist()
-    return schedule.resolve(sum(shard.tokens for shard in corpus.shards), sequences)
 
 
 def default_window_tokens(schedule: Schedule) -> int:

@@ -1,16 +1,17 @@
 """Pacing functions: which sequence length from where on. No float decides, so that every machine agrees.
 
 A pacing lists (at, seqlen): the length holds from `at` on, counted in steps from 0, or in tokens served before the
-step. A ramp is solved for its argument, length by length: `reach(L)` is the least t at which it has come to L.
+step. A ramp is solved for its argument, length by length: `reach(L)` is the least t at which it has come to L. Each
+function raises ConfigError for what does not fit.
 
     linear        L_s + (L_e - L_s) * min(t / T, 1)                    arXiv 2108.06084, section 3
     root          L_s + (L_e - L_s) * min(t / T, 1)**(1 / degree)      there too
     sine          L_s + (L_e - L_s) * sin(pi / 2 * min(t / T, 1))      arXiv 2503.15450 has it for attention windows
     exponential   L_s * (L_e / L_s)**min(t / T, 1)                     there too
 
-each rounded down to a multiple (up where it falls), t counted from 1 in steps, from 0 in tokens. Linear and root are
-exact in integers. Sine compares 50-digit integers and exponential 50-digit decimals, whose logarithm is rounded
-correctly by definition: neither asks the machine's libm, and a tie closer than 1e-30 counts as reached.
+each rounded down to `seqlen_multiple` (up where it falls), t counted from 1 in steps, from 0 in tokens. Linear and
+root are exact in integers. Sine compares 50-digit integers and exponential 50-digit decimals, whose logarithm is
+rounded correctly by definition: neither asks the machine's libm, and a tie closer than 1e-30 counts as reached.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from curriculum.ledger import Ledger
-from curriculum.order import resolve
 from curriculum.phases import Phase
+from curriculum.resolve import resolved_for
 from curriculum.schedule import Schedule
 from pipeline.amount import amount
 from pipeline.reader import Store
@@ -110,7 +110,7 @@ def stretches(schedule: Schedule) -> list[Stretch]:
 
 def plan(schedule: Schedule, store: Store) -> Plan:
     """The table of a run of `schedule` over `store`. Raises ConfigError where the data do not suffice."""
-    schedule = resolve(schedule, store)
+    schedule = resolved_for(schedule, store)
     parts = stretches(schedule)
     total = schedule.tokens_before(schedule.total_steps)
     by_length = take_turns(parts)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import bisect
 import dataclasses
 
+import numpy as np
+
 from curriculum.phases import MOST_TOKENS
 from curriculum.schedule import Schedule
 from curriculum.settings import BUCKET_SEQUENCES
+from curriculum.window import Corpus
 from pipeline.amount import amount
 from pipeline.errors import ConfigError
 
@@ -32,6 +35,18 @@ def resolved(schedule: Schedule, store_tokens: int, bucket_sequences: list[int] 
     truncates = schedule.planner == "truncate"
     _check(schedule, store_tokens, schedule.uncut.tokens_before(schedule.total_steps) if truncates else 0)
     return schedule
+
+
+def resolved_for(schedule: Schedule, corpus: Corpus) -> Schedule:
+    """`schedule` with its end on the documents of `corpus`, and its order where that follows from them.
+
+    Raises ConfigError as `Schedule.resolve` does. Reads lengths only for a schedule of buckets.
+    """
+    buckets, sequences = schedule.decomposition, None
+    if buckets:
+        counts = [buckets.count(corpus.shard_lengths(i)) for i in range(len(corpus.shards))]
+        sequences = np.sum(counts, axis=0).tolist()
+    return resolved(schedule, sum(shard.tokens for shard in corpus.shards), sequences)
 
 
 def _check(schedule: Schedule, store_tokens: int, read: int = 0) -> None:

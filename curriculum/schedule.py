@@ -227,7 +227,7 @@ class Schedule:
         return max(int(self.phases.columns[SEQLEN].max(initial=0)), self.seqlen_to_come or 0)
 
     def phase(self, step: int) -> Phase:
-        """The phase that `step` belongs to."""
+        """The phase that `step` belongs to. As all that asks for a step, raises ConfigError for one below 0."""
         return self.phases[self.phases.number(step)]
 
     def seqlen(self, step: int) -> int:

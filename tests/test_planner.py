@@ -10,7 +10,7 @@ from runs import as_toml, config_of, settings_of, tiny_store
 
 from curriculum.ledger import rehearse
 from curriculum.loader import CurriculumLoader
-from curriculum.order import resolve
+from curriculum.resolve import resolved_for
 from curriculum.schedule import Schedule
 from curriculum.truncate import cut_rows
 from pipeline.errors import ConfigError, RunError
@@ -74,11 +74,11 @@ def test_truncation_serves_the_beginnings_of_full_length_rows_and_counts_the_res
 
 
 def test_a_truncating_run_in_tokens_needs_the_data_it_reads(store):
-    most = resolve(Schedule.linear(**RAMP, epochs=1, dealing="truncate"), store).total_tokens
+    most = resolved_for(Schedule.linear(**RAMP, epochs=1, dealing="truncate"), store).total_tokens
     asked = Schedule.linear(**RAMP, total_tokens=most, dealing="truncate")
-    assert resolve(asked, store) == asked
+    assert resolved_for(asked, store) == asked
     with pytest.raises(ConfigError, match=r"for which it reads[\s\S]*max_epochs = 2"):
-        resolve(Schedule.linear(**RAMP, total_tokens=store.tokens, dealing="truncate"), store)
+        resolved_for(Schedule.linear(**RAMP, total_tokens=store.tokens, dealing="truncate"), store)
     exact = Schedule.constant(seqlen=64, global_batch_sequences=2, epochs=1, dealing="truncate")
     assert [exact.resolve(tokens).total_steps for tokens in (256, 383, 384)] == [2, 2, 3]
     with pytest.raises(ConfigError, match="less than one batch"):
@@ -164,7 +164,7 @@ def test_runs_of_both_arms_finish_and_resume_to_the_same_weights(path, store, tm
             changes |= {"batch__global_batch_sequences": None, "batch__global_batch_tokens": 96}
         config = config_of(path, tmp_path / name, **changes)
         outcome = loop.run(config, warn=lambda text: None)
-        schedule = resolve(config.schedule(), store)
+        schedule = resolved_for(config.schedule(), store)
         lines = [line for line in read_metrics(tmp_path / name) if "loss" in line]
         assert [line["seqlen"] for line in lines] == [schedule.seqlen(i) for i in range(schedule.total_steps)]
         assert outcome.finished
