@@ -161,7 +161,7 @@ def _mend(job: Job, report: Report, started: float) -> BuildResult:
             if damaged:
                 job.prepare()
                 count = len({shard.unit for shard in manifest.shards if shard.file in damaged})
-                for result in repair(manifest, damaged, job.units, job.unit_options(), job.run_with):
+                for result in repair(manifest, damaged, job.units, job.unit_options(), job.run):
                     fresh.append(result)
                     report(result, count)
             job.draft.clear()

@@ -21,16 +21,13 @@ from typing import Any
 from pipeline.documents import Unit
 from pipeline.errors import ConfigError, StoreError
 from pipeline.place import is_local
-from pipeline.unit import UnitOptions, UnitResult, build_units
+from pipeline.unit import Task, UnitOptions, UnitResult, build_units
 
 REACH_S = 5.0
 """How long a Ray cluster may take to accept a connection."""
 RETRIES = 3
 """How often Ray repeats a task whose process or machine was lost."""
 RAY_IN_FLIGHT = 1000
-
-Task = tuple[int, Unit]
-"""A unit and its number."""
 
 
 @dataclass(frozen=True, kw_only=True)

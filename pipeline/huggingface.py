@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from pipeline.documents import Reading
 from pipeline.errors import CorpusError
 from pipeline.inputs import TABLES, InputFile, find_files
-from pipeline.tables import open_arrow, open_parquet
-from pipeline.tokenised import BATCH_TOKENS, Tokenised
+from pipeline.tables import check_column, open_arrow, open_parquet
+from pipeline.tokenised import BATCH_TOKENS, Tokenised, runs
 from pipeline.writer import write_atomically, write_json
 
 STATE_NAME = "state.json"
@@ -81,15 +81,12 @@ class TokenColumn:
         lengths = _lengths(rows, where, first)
         ids = self._ids(batch, path, first) if self.id_column is not None else None
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        at = 0
-        while at < len(rows):
-            last = max(int(np.searchsorted(ends, ends[at] + most, side="right")) - 1, at + 1)
+        for at, last in runs(ends, most):
             values = rows.slice(at, last - at).flatten()
             if values.null_count:
                 position = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
                 raise _null(where, first + int(np.searchsorted(ends, ends[at] + position, side="right")) - 1)
             yield Tokenised(values.to_numpy(), lengths[at:last], first + at, None if ids is None else ids[at:last])
-            at = last
 
     def _ids(self, batch: pa.RecordBatch, path: str, first: int) -> np.ndarray:
         column = batch.column(self.id_column)
@@ -165,13 +162,7 @@ def _lengths(rows: pa.Array, where: str, first: int) -> np.ndarray:
 
 def _has(schema: pa.Schema, names: list[str], path: str) -> None:
     for name, option in zip(names, ("--token-column", "--id-column"), strict=False):
-        if name not in schema.names:
-            raise CorpusError(
-                f"a dataset without the column {name!r}",
-                where=path,
-                found=f"columns {', '.join(schema.names)}",
-                remedy=f"name the column: {option} NAME",
-            )
+        check_column(schema, name, path, f"name the column: {option} NAME")
 
 
 def _null(where: str, row: int) -> CorpusError:

@@ -65,13 +65,10 @@ def parse_source(text: str) -> tuple[str, str]:
     return name, path
 
 
-def find_files(
-    inputs: tuple[str, ...], reading: Reading, sources: tuple[tuple[str, str], ...] = ()
-) -> list[InputFile]:
-    """The files of `inputs`, or of `sources` (name, path), each name's together, in the order names come first.
+def in_order(inputs: tuple[str, ...], sources: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """(source, path) of `sources`, each name's together, in the order names come first; or of `inputs`, with no name.
 
-    Raises ConfigError where both are given, a file is in two sources, or standard input is not alone; CorpusError
-    where an input does not exist, matches nothing, or cannot be read.
+    Raises ConfigError where both or neither are given.
     """
     if inputs and sources:
         raise ConfigError(
@@ -83,7 +80,18 @@ def find_files(
     if not inputs and not sources:
         raise ConfigError("nothing to read", allowed="INPUT..., or --source NAME=PATH once or more")
     names = dict.fromkeys(name for name, _ in sources)
-    ordered = [pair for name in names for pair in sources if pair[0] == name] or [("", path) for path in inputs]
+    return [pair for name in names for pair in sources if pair[0] == name] or [("", path) for path in inputs]
+
+
+def find_files(
+    inputs: tuple[str, ...], reading: Reading, sources: tuple[tuple[str, str], ...] = ()
+) -> list[InputFile]:
+    """The files of `inputs`, or of `sources` (name, path), in the order of `in_order`.
+
+    Raises ConfigError as that does, and where a file is in two sources or standard input is not alone; CorpusError
+    where an input does not exist, matches nothing, or cannot be read.
+    """
+    ordered = in_order(inputs, sources)
     if STDIN in [path for _, path in ordered] and len(ordered) > 1:
         raise ConfigError(
             "standard input beside other inputs",

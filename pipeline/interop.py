@@ -20,9 +20,10 @@ from pipeline.files import STDIN, is_remote
 from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.held_out import are_held_out, check_fraction
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
+from pipeline.inputs import in_order
 from pipeline.reader import Store
 from pipeline.staging import new_folder
-from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, without_last
+from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, runs, without_last
 from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
 from pipeline.writer import Columns, write_bytes, write_json, write_shard
 
@@ -76,10 +77,10 @@ def import_tokens(
     check_fraction(options.validation_fraction)
     if options.unit_bytes < 1:
         raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")
-    named = _named(options)
+    named = in_order(options.inputs, options.sources)
     vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
     with new_folder(options.out, marker=MANIFEST_NAME, force=options.force) as folder:
-        work = _Import(folder, options, vocabulary, progress)
+        work = _Import(folder, named, options, vocabulary, progress)
         for number, (source, name) in enumerate(named):
             work.read(number, source, reader_of(name, options))
         manifest = work.finish()
@@ -109,19 +110,10 @@ def export_megatron(
 
     Without `eod` the last token of each document is left out. Raises StoreError where the output is in the way.
     """
-    counted = [0, 0]
-
-    def batches() -> Iterator[Tokenised]:
-        for index in _shards_of(store, source):
-            for batch, _ in _slices(store, index, BATCH_TOKENS):
-                part = _with_or_without_eod(batch, eod)
-                yield part
-                counted[0] += len(part.lengths)
-                counted[1] += len(part.tokens)
-                progress(counted[1])
-
-    megatron.write_indexed_dataset(out, batches(), store.manifest.vocab_size, force=force)
-    return counted[0], counted[1]
+    export = _Export(store, eod, progress)
+    parts = (part for index in _shards_of(store, source) for part, _ in export.parts(index))
+    megatron.write_indexed_dataset(out, parts, store.manifest.vocab_size, force=force)
+    return export.documents, export.tokens
 
 
 def export_huggingface(
@@ -132,34 +124,18 @@ def export_huggingface(
     Columns: `input_ids` (list of int32) and those that the shards have beside their tokens. A file a shard. Returns
     (documents, tokens). Raises StoreError where the output is in the way.
     """
-    counted = [0, 0]
+    export = _Export(store, eod, progress)
     chosen = _shards_of(store, source)
     more = [field for field in store.columns(chosen[0]).schema if field.name != "tokens"]
     schema = pa.schema([pa.field("input_ids", pa.list_(pa.int32())), *(pa.field(f.name, f.type) for f in more)])
 
     def rows(index: int) -> Iterator[list[Any]]:
-        for batch, columns in _slices(store, index, BATCH_TOKENS):
-            part = _with_or_without_eod(batch, eod)
+        for part, columns in export.parts(index):
             yield [int32_lists(part.tokens, part.lengths), *(columns.column(field.name) for field in more)]
-            counted[0] += len(part.lengths)
-            counted[1] += len(part.tokens)
-            progress(counted[1])
 
     with new_folder(out, marker=STATE_NAME, force=force) as folder:
         write_dataset(folder, schema, store.split, (rows(index) for index in chosen), len(chosen))
-    return counted[0], counted[1]
-
-
-def _named(options: ImportOptions) -> list[tuple[str, str]]:
-    """(source, input), those of one source together, in the order of its first."""
-    if bool(options.inputs) == bool(options.sources):
-        raise ConfigError(
-            "inputs with and without a source" if options.inputs else "nothing to import",
-            allowed="INPUT..., or --source NAME=INPUT once or more",
-        )
-    order = list(dict.fromkeys(source for source, _ in options.sources))
-    ordered = sorted(options.sources, key=lambda item: order.index(item[0]))
-    return ordered or [("", name) for name in options.inputs]
+    return export.documents, export.tokens
 
 
 def _shards_of(store: Store, source: str | None) -> list[int]:
@@ -176,22 +152,29 @@ def _shards_of(store: Store, source: str | None) -> list[int]:
     return chosen
 
 
-def _slices(store: Store, index: int, most: int) -> Iterator[tuple[Tokenised, pa.RecordBatch]]:
-    """Shard `index` in parts of at most BATCH_ROWS documents and about `most` tokens, with its columns."""
-    columns = store.columns(index, checked=True)
-    offsets = columns.column("tokens").offsets.to_numpy()
-    tokens = columns.column("tokens").values.to_numpy()
-    at = 0
-    while at < len(columns):
-        last = int(np.searchsorted(offsets, offsets[at] + most, side="right")) - 1
-        last = min(max(last, at + 1), at + BATCH_ROWS, len(columns))
-        part = Tokenised(tokens[offsets[at] : offsets[last]], np.diff(offsets[at : last + 1]), at)
-        yield part, columns.slice(at, last - at)
-        at = last
+class _Export:
+    """An export of `store`, with or without its end-of-document tokens."""
 
+    def __init__(self, store: Store, eod: bool, progress: Progress) -> None:
+        self.store = store
+        self.eod = eod
+        self.progress = progress
+        self.documents = self.tokens = 0
+        """Those exported so far."""
 
-def _with_or_without_eod(batch: Tokenised, eod: bool) -> Tokenised:
-    return batch if eod else Tokenised(*without_last(batch.tokens, batch.lengths), batch.first)
+    def parts(self, index: int) -> Iterator[tuple[Tokenised, pa.RecordBatch]]:
+        """Shard `index`, at most BATCH_ROWS documents and about BATCH_TOKENS tokens at a time, with its columns."""
+        columns = self.store.columns(index, checked=True)
+        offsets = columns.column("tokens").offsets.to_numpy()
+        tokens = columns.column("tokens").values.to_numpy()
+        for at, last in runs(offsets, BATCH_TOKENS, BATCH_ROWS):
+            part = Tokenised(tokens[offsets[at] : offsets[last]], np.diff(offsets[at : last + 1]), at)
+            if not self.eod:
+                part = Tokenised(*without_last(part.tokens, part.lengths), at)
+            yield part, columns.slice(at, last - at)
+            self.documents += len(part.lengths)
+            self.tokens += len(part.tokens)
+            self.progress(self.tokens)
 
 
 class _Import:
@@ -200,11 +183,13 @@ class _Import:
     def __init__(
         self,
         folder: Path,
+        named: list[tuple[str, str]],
         options: ImportOptions,
         vocabulary: Vocabulary,
         progress: Callable[[float, int], None],
     ) -> None:
         self.folder = folder
+        self.named = named
         self.options = options
         self.vocabulary = vocabulary
         self.progress = progress
@@ -237,13 +222,13 @@ class _Import:
         if not any(shard.split == "train" for shard in self.shards):
             raise CorpusError(
                 "no document to train on",
-                where=", ".join(name for _, name in _named(self.options)[:3]),
+                where=", ".join(name for _, name in self.named[:3]),
                 found=f"{self.empty} empty documents",
                 remedy="check the input and --validation-fraction",
             )
         options, vocabulary = self.options, self.vocabulary
         parameters = {
-            "imported": [list(item) for item in _named(options)],
+            "imported": [list(item) for item in self.named],
             "token_column": options.token_column,
             "id_column": options.id_column,
             "tokenizer": vocabulary.digest,

@@ -23,7 +23,7 @@ from pipeline.held_out import check_fraction
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import reaching
 from pipeline.proof import Choice, choose_encoder
-from pipeline.unit import UnitOptions, UnitResult
+from pipeline.unit import Task, UnitOptions, UnitResult
 from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
 
 SAMPLE_DOCUMENTS = 120
@@ -106,16 +106,12 @@ class Job:
         self.draft.begin(self.plan, self.vocabulary.data)
         return {} if STDIN in self.options.inputs else self.draft.done()
 
-    def run(self, tasks: list[tuple[int, Unit]]) -> Iterator[UnitResult]:
-        """Build units into the store."""
-        return self.run_with(tasks, self.unit_options())
-
-    def run_with(self, tasks: list[tuple[int, Unit]], unit_options: UnitOptions) -> Iterator[UnitResult]:
-        """Build units by the engine that was asked for."""
+    def run(self, tasks: list[Task], unit_options: UnitOptions | None = None) -> Iterator[UnitResult]:
+        """Build units by the engine that was asked for, into the store where `unit_options` do not say otherwise."""
         options = self.options
         engine = options.engine or ("processes" if options.workers > 1 and len(tasks) > 1 else "inline")
         crew = Crew(workers=options.workers, ray_address=options.ray_address)
-        return run_units(engine, tasks, unit_options, crew)
+        return run_units(engine, tasks, unit_options or self.unit_options(), crew)
 
     def unit_options(self) -> UnitOptions:
         """What its units have in common; the encoder may still be chosen."""

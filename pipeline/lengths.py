@@ -39,14 +39,18 @@ class LengthCounts:
 
     def shorter(self, than: np.ndarray, *, by_tokens: bool) -> np.ndarray:
         """float64 [lengths]: the share of documents shorter than each of `than`, or of the tokens in them."""
-        weights = np.concatenate([[0], np.cumsum(self.tokens if by_tokens else self.documents)])
-        below: np.ndarray = weights[np.searchsorted(self.length, than)] / weights[-1]
-        return below
+        shares: np.ndarray = self._below(than, by_tokens) / (self.tokens if by_tokens else self.documents).sum()
+        return shares
 
     def histogram(self, edges: np.ndarray, *, by_tokens: bool) -> np.ndarray:
         """int64 [len(edges) - 1]: documents, or tokens, of lengths in [edges[i], edges[i + 1])."""
+        return np.diff(self._below(edges, by_tokens))
+
+    def _below(self, than: np.ndarray, by_tokens: bool) -> np.ndarray:
+        """int64 [lengths]: documents shorter than each of `than`, or the tokens in them."""
         weights = np.concatenate([[0], np.cumsum(self.tokens if by_tokens else self.documents)])
-        return np.diff(weights[np.searchsorted(self.length, edges)])
+        below: np.ndarray = weights[np.searchsorted(self.length, than)]
+        return below
 
 
 def count_lengths(parts: Iterable[np.ndarray]) -> LengthCounts:

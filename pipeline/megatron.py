@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.errors import CorpusError, StoreError
 from pipeline.format import token_dtype
-from pipeline.tokenised import BATCH_TOKENS, Tokenised
+from pipeline.tokenised import BATCH_TOKENS, Tokenised, runs
 from pipeline.writer import write_atomically
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -91,13 +91,10 @@ class IndexedDataset:
             starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
             in_order = bool((pointers == pointers[:1] + starts[:-1] * self._dtype.itemsize).all())
             ends = starts[index - index[0]]
-            first = 0
-            while first < len(index) - 1:
-                last = max(int(np.searchsorted(ends, ends[first] + most, side="right")) - 1, first + 1)
+            for first, last in runs(ends, most):
                 some = slice(int(index[first] - index[0]), int(index[last] - index[0]))
                 tokens = self._tokens(pointers[some], lengths[some], in_order)
                 yield Tokenised(tokens, np.diff(ends[first : last + 1]), block + first)
-                first = last
                 self.done = (block + last) / self.documents
 
     def _tokens(self, pointers: np.ndarray, lengths: np.ndarray, in_order: bool) -> np.ndarray:

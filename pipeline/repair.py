@@ -13,10 +13,10 @@ from pipeline.documents import Unit
 from pipeline.errors import StoreError
 from pipeline.format import TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import move, remove_tree
-from pipeline.unit import UnitOptions, UnitResult
+from pipeline.unit import Task, UnitOptions, UnitResult
 from pipeline.writer import write_bytes
 
-Run = Callable[[list[tuple[int, Unit]], UnitOptions], Iterator[UnitResult]]
+Run = Callable[[list[Task], UnitOptions], Iterator[UnitResult]]
 
 
 def repair(

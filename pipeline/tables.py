@@ -89,6 +89,13 @@ def open_arrow(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
                 yield iter(stack.enter_context(pa.ipc.open_stream(source)))
 
 
+def check_column(schema: pa.Schema, name: str, path: str, remedy: str) -> None:
+    """Raise CorpusError where the file `path` has no column `name`."""
+    if name not in schema.names:
+        found = f"columns {', '.join(schema.names)}"
+        raise CorpusError(f"a table without the column {name!r}", where=path, found=found, remedy=remedy)
+
+
 @contextlib.contextmanager
 def _reading(path: str, kind: str) -> Iterator[None]:
     try:
@@ -110,13 +117,7 @@ def _columns(schema: pa.Schema, reading: Reading, path: str) -> list[str]:
     if reading.id_field:
         wanted.append((reading.id_field, "--id-field", "id", _is_id))
     for name, option, what, fits in wanted:
-        if name not in schema.names:
-            raise CorpusError(
-                f"a table without the column {name!r}",
-                where=path,
-                found=f"columns {', '.join(schema.names)}",
-                remedy=f"name the column with the {what}: {option} NAME",
-            )
+        check_column(schema, name, path, f"name the column with the {what}: {option} NAME")
         kind = schema.field(name).type
         if not fits(kind):
             others = [field.name for field in schema if fits(field.type)]

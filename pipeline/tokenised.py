@@ -6,6 +6,7 @@ given one; a document without a token is left out. So what was stored by us come
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +30,20 @@ class Tokenised:
     """Number of the first document within its source."""
     ids: np.ndarray | None = None
     """object (str) [documents]: what the source calls them, where that is asked for."""
+
+
+def runs(ends: np.ndarray, most: int, most_documents: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of consecutive documents that hold at most `most` tokens together, or are a single one.
+
+    There are at most `most_documents` of them. `ends` is int64 [documents + 1]: where the first begins, then where each ends.
+    """
+    at = 0
+    while at < len(ends) - 1:
+        last = max(int(np.searchsorted(ends, ends[at] + most, side="right")) - 1, at + 1)
+        if most_documents is not None:
+            last = min(last, at + most_documents)
+        yield at, last
+        at = last
 
 
 def checked(batch: Tokenised, vocabulary: Vocabulary, where: str) -> None:

@@ -45,6 +45,10 @@ BAD_KEPT = 5
 """Bad records of a unit that are described; all are counted."""
 
 
+Task = tuple[int, Unit]
+"""A unit and its number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitOptions:
     """What every unit of a build has in common."""
@@ -78,7 +82,7 @@ def parse_result(sidecar: bytes) -> UnitResult:
     return UnitResult(**{**data, "shards": [ShardInfo(**shard) for shard in data["shards"]]})
 
 
-def build_units(tasks: Iterable[tuple[int, Unit]], options: UnitOptions) -> Iterator[UnitResult]:
+def build_units(tasks: Iterable[Task], options: UnitOptions) -> Iterator[UnitResult]:
     """Write the shards of each numbered unit, then its sidecar; results in the order of `tasks`.
 
     Raises CorpusError, TokenizerError, StoreError; the units yielded so far are done. Close the iterator to stop.
@@ -132,10 +136,7 @@ class _Encoded:
     text_bytes: np.ndarray
 
 
-_Numbered = tuple[int, Unit]
-
-
-def _read(tasks: Iterable[_Numbered], options: UnitOptions) -> Generator[tuple[int, Unit, Documents | _Tally]]:
+def _read(tasks: Iterable[Task], options: UnitOptions) -> Generator[tuple[int, Unit, Documents | _Tally]]:
     """The batches of each unit, without empty texts, then its tally."""
     most = min(BATCH_BYTES, options.unit_bytes)
     for index, unit in tasks:

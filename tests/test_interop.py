@@ -205,8 +205,7 @@ def test_sources_keep_their_names_in_and_out(tokenizer, tmp_path):
     assert [b.tokens.tolist() for b in IndexedDataset(tmp_path / "out").batches()] == [[4]]
     assert "sources 'en', 'code'" in call(prep, *arguments, "--source", "de", "--force", status=2).stderr
     assert (
-        "nothing to import"
-        in call(prep, "import", "--tokenizer", tokenizer, "--out", tmp_path / "x", status=2).stderr
+        "nothing to read" in call(prep, "import", "--tokenizer", tokenizer, "--out", tmp_path / "x", status=2).stderr
     )
     assert (
         "NAME=PATH"
