@@ -35,7 +35,8 @@ class Tokenised:
 def runs(ends: np.ndarray, most: int, most_documents: int | None = None) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of consecutive documents that hold at most `most` tokens together, or are a single one.
 
-    There are at most `most_documents` of them. `ends` is int64 [documents + 1]: where the first begins, then where each ends.
+    There are at most `most_documents` of them. `ends` is int64 [documents + 1]: where the first begins, then where
+    each ends.
     """
     at = 0
     while at < len(ends) - 1:
