@@ -14,11 +14,11 @@ from functools import partial
 
 from pipeline.documents import BATCH_BYTES, Bad, Documents, Reader, Reading, Unit, batched
 from pipeline.errors import ConfigError
-from pipeline.files import is_remote, suffixes_of
 from pipeline.inputs import InputFile
 from pipeline.lines import read_lines
 from pipeline.tables import arrow_sizes, parquet_sizes, read_arrow, read_parquet
 from pipeline.texts import read_separated, read_texts
+from pipeline.urls import is_remote, suffixes_of
 
 
 def split_units(files: list[InputFile], unit_bytes: int, reading: Reading) -> list[Unit]:

@@ -11,8 +11,9 @@ import os
 import xxhash
 
 from pipeline.errors import CorpusError
-from pipeline.files import STDIN, is_remote
+from pipeline.files import STDIN
 from pipeline.inputs import InputFile
+from pipeline.urls import is_remote
 
 FILES = 1000
 SAMPLES = 16

@@ -17,8 +17,9 @@ import orjson
 
 from pipeline.documents import Reading
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.files import STDIN, fetching, filesystem, has_ranges, is_remote, local_path, open_input, suffixes_of
+from pipeline.files import STDIN, open_input
 from pipeline.shell import pasted
+from pipeline.urls import fetching, filesystem, has_ranges, is_remote, local_path, suffixes_of
 
 FORMATS = {
     "jsonl": (".jsonl", ".ndjson", ".json"),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline import megatron
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.files import STDIN, is_remote
+from pipeline.files import STDIN
 from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.held_out import are_held_out, check_fraction
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
@@ -24,6 +24,7 @@ from pipeline.inputs import in_order
 from pipeline.reader import Store
 from pipeline.staging import new_folder
 from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, runs, without_last
+from pipeline.urls import is_remote
 from pipeline.vocabulary import Vocabulary, load_vocabulary, manifest_of
 from pipeline.writer import Columns, write_bytes, write_json, write_shard
 

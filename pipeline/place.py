@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.errors import ConfigError, SlwError, StoreError
-from pipeline.files import package_for
+from pipeline.urls import local_path, package_for
 
 
 def place(path: str | Path) -> Path:
@@ -26,10 +26,9 @@ def place(path: str | Path) -> Path:
         if not hasattr(path, "joinpath"):
             raise ConfigError("not a path", found=repr(path)[:80], allowed="text or a Path: a folder or a URL")
         return path
+    path = local_path(path)
     if "://" not in path:
         return Path(path)
-    if path.startswith("file://"):
-        return Path(path.removeprefix("file://"))
     from upath import UPath
 
     try:

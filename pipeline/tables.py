@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline.documents import Bad, Documents, Reading, Unit
 from pipeline.errors import CorpusError
-from pipeline.files import is_remote, open_raw, unreadable
+from pipeline.files import open_raw, unreadable
+from pipeline.urls import is_remote
 
 _ARROW_FILE_MAGIC = b"ARROW1"
 _READ_BYTES = 1 << 20
