@@ -22,11 +22,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pipeline.cache import Cache, read_head
+from pipeline.cache import Cache, digest_of, read_head
 from pipeline.errors import ConfigError, SlwError, StoreError
 from pipeline.format import SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.place import is_local, place
-from pipeline.readthrough import read_through
 from pipeline.shell import pasted
 from pipeline.verified import Verified
 
@@ -145,7 +144,7 @@ class Store:
             return self._cache.fetch(path, self.manifest.tokenizer_digest)
         if not path.is_file():
             raise StoreError("the store's tokenizer is missing", where=path, remedy=_remedy(self.path))
-        if (found := read_through(path)) != self.manifest.tokenizer_digest:
+        if (found := digest_of(path)) != self.manifest.tokenizer_digest:
             raise StoreError(
                 "the tokenizer is not the one that the store was built with",
                 where=path,
