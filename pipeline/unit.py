@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ahead import ahead, keep_freed_memory
+from pipeline.ahead import ahead
 from pipeline.corpus import documents
 from pipeline.documents import BATCH_BYTES, Documents, Reading, Unit
 from pipeline.encoding import Encoder, make_encoder
 from pipeline.errors import CorpusError
 from pipeline.format import SPLIT_FOLDERS, ShardInfo
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.held_out import is_held_out
 from pipeline.parts import encode_documents, utf8_bytes
 from pipeline.proof import Choice, Spot
