@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orders import columns, same, times_served
 
-from curriculum.dealer import Dealer
+from curriculum.dealer import SWAPS, Dealer, _lay_out, _Rows, _spread_documents
 from curriculum.hashes import hash_at, hashes
 from curriculum.spans import LOOK_TOKENS, LOOKS, first_read, place_of
 
@@ -111,6 +111,75 @@ def test_the_batches_of_a_deal_are_alike(batches):
     half = len(shares) // 2
     assert abs(shares[:half].mean() - shares[half:].mean()) < 0.1
     assert np.quantile(shares, 0.1) > 0.05 and np.quantile(shares, 0.9) < 0.65, np.round(shares, 2)
+
+
+def rows_of(packed):
+    return [tuple(positions(packed, i, i + 1)) for i in range(packed.sequences)]
+
+
+def test_long_and_packed_rows_are_mixed_at_random_the_long_ones_as_they_are_due():
+    count, full = 60, 40
+    one = np.ones(full, dtype=np.int64)
+    long = np.stack([np.arange(count), np.zeros(count, dtype=np.int64)])
+    short = np.stack([count + np.arange(full), 0 * one, one, 0 * one])
+    rows = _Rows(long, short, np.arange(full), 0 * one, one, np.arange(full + 1), full)
+    seen, orders = np.zeros(count + full, dtype=np.int64), []
+    for key in range(300):
+        order = _lay_out(rows, 1, one_batch(count + full), seen, key, key).document
+        assert order[order < count].tolist() == list(range(count))
+        orders.append(np.argsort(order))  # the place of each row
+    place = np.mean(orders, axis=0)
+    assert np.array_equal(np.sort(orders[-1]), np.arange(count + full))
+    assert abs(place[:count].mean() - 49.5) < 2, "the long ones, as a whole"
+    assert (abs(place[count:] - 49.5) < 5 * 100 / 12**0.5 / 300**0.5).all(), "each packed one"
+
+
+def test_each_deal_is_laid_out_in_an_order_of_its_own():
+    first, later = (Dealer(np.full(99, 4), key=1) for _ in range(2))
+    later.deals += 1
+    rows = [rows_of(dealer.deal(8, one_batch(40))) for dealer in (first, later)]
+    assert rows[0] != rows[1] and sorted(rows[0]) == sorted(rows[1])
+
+
+@given(
+    st.lists(st.frozensets(st.integers(0, 5), min_size=1, max_size=2), min_size=1, max_size=90),
+    st.lists(st.integers(1, 30), min_size=1, max_size=9),
+)
+def test_documents_are_spread_over_batches_as_by_a_slow_twin(rows, sizes):
+    sizes.append(max(len(rows) - sum(sizes), 1))
+    document, ends = np.array([d for row in rows for d in row]), np.cumsum(sizes)
+    order, firsts = np.arange(len(rows)), np.cumsum([0] + [len(row) for row in rows])
+    _spread_documents(order, document, firsts, ends, np.zeros(6, dtype=np.int64), 0)
+    slow = list(range(len(rows)))
+    for size, end in zip(sizes, ends.tolist(), strict=True):
+        held, tries = set(), 0
+        for i in range(end - size, min(end, len(rows))):
+            later = iter(range(end, min(end + SWAPS, len(rows))))
+            j = i
+            while j is not None and rows[slow[j]] & held:
+                j = next(later, None) if 2 * tries <= 2 * SWAPS + i - (end - size) else None
+                tries += j is not None
+            if j is not None:
+                slow[i], slow[j] = slow[j], slow[i]
+            held |= rows[slow[i]]
+    assert order.tolist() == slow
+
+
+@given(LENGTHS, DEALS, st.integers(0, 2**62))
+def test_a_row_is_exchanged_for_what_its_own_batch_holds_not_for_what_an_earlier_deal_held(lengths, deals, seed):
+    dealer, forgetful = (Dealer(np.array(lengths), key=seed) for _ in range(2))
+    while dealer.tokens:
+        for seqlen, sequences, _ in deals:
+            forgetful._seen[:] = 0
+            assert same(*(d.deal(seqlen, np.arange(1, 1 + sequences, 2) + 1) for d in (dealer, forgetful)))
+
+
+def test_what_is_taken_back_is_served_next():
+    dealer = Dealer(np.full(400, 80), key=1)
+    packed = dealer.deal(8, np.array([100, 200]))
+    dealer.take_back(packed, 100)
+    soon = {*positions(dealer.deal(8, one_batch(150)))}
+    assert len(soon & {*positions(packed, 100)}) > 0.9 * 800
 
 
 def test_the_documents_of_a_batch_meet_others_the_next_time():

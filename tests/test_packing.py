@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.bits import highest_up_to, lowest_from, word_from
 from pipeline.errors import ConfigError
 from pipeline.fitting import best_fit, close_exactly, fill_rows, longest_first, room_for
-from pipeline.packing import _whole_sequences, least_cuts, least_excess_cuts, pack, place
+from pipeline.packing import _spare, _whole_sequences, least_cuts, least_excess_cuts, pack, place
 
 ITEMS = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])).flatmap(
     lambda seqlen: st.tuples(st.just(seqlen), st.lists(st.integers(1, seqlen), max_size=60))
@@ -137,6 +137,37 @@ def test_place_fills_every_row_while_tokens_last_and_loses_none(case, rows):
     assert sum(held) == min(sum(lengths), rows * seqlen)
     assert len(held) == rows
     assert offsets[0] == 0
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_rows_come_by_their_earliest_item_and_items_as_they_are_numbered(halves, random):
+    lengths = halves + [10 - n for n in halves]  # each has its counterpart: all rows are exactly full
+    random.shuffle(lengths)
+    items = np.array(lengths, dtype=np.int64)
+    item, _, _, offsets = place(items, 10, len(halves), items)
+    rows = [item[a:b].tolist() for a, b in pairwise(offsets)]
+    assert rows == sorted(sorted(row) for row in rows)
+
+
+@given(st.lists(st.integers(81, 99), min_size=1, max_size=30), st.integers(1, 30))
+def test_the_fullest_rows_are_kept_and_not_cut(lengths, rows):
+    rows = min(rows, sum(lengths) // 100)  # of one item each: no two fit, no few fill several rows exactly
+    items = np.array(lengths, dtype=np.int64)
+    item, _, length, offsets = place(items, 100, rows, items)
+    whole = [i for i, n in zip(item.tolist(), length.tolist(), strict=True) if n == lengths[i]]
+    assert set(sorted(range(len(lengths)), key=lambda i: -lengths[i])[:rows]) <= set(whole)
+    assert len(offsets) == rows + 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=9), st.integers(1, 9))
+def test_spared_is_a_whole_document_that_fits_else_a_piece(items, gap):
+    entry = np.array([i << 32 | n for i, (n, _) in enumerate(items)])
+    sizes = np.array([n if whole else n + 1 for n, whole in items])
+    fitting = [i for i, (n, whole) in enumerate(items) if whole and n <= gap]
+    pieces = [i for i, (_, whole) in enumerate(items) if not whole]
+    _spare(entry, sizes, gap)
+    assert entry[0] >> 32 in (fitting or pieces or [0])
+    assert sorted(entry >> 32) == list(range(len(items)))
 
 
 def test_rows_filled_together_are_cut_in_no_whole_document_where_another_can_be():
