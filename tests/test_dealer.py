@@ -165,15 +165,6 @@ def test_documents_are_spread_over_batches_as_by_a_slow_twin(rows, sizes):
     assert order.tolist() == slow
 
 
-@given(LENGTHS, DEALS, st.integers(0, 2**62))
-def test_a_row_is_exchanged_for_what_its_own_batch_holds_not_for_what_an_earlier_deal_held(lengths, deals, seed):
-    dealer, forgetful = (Dealer(np.array(lengths), key=seed) for _ in range(2))
-    while dealer.tokens:
-        for seqlen, sequences, _ in deals:
-            forgetful._seen[:] = 0
-            assert same(*(d.deal(seqlen, np.arange(1, 1 + sequences, 2) + 1) for d in (dealer, forgetful)))
-
-
 def test_what_is_taken_back_is_served_next():
     dealer = Dealer(np.full(400, 80), key=1)
     packed = dealer.deal(8, np.array([100, 200]))
