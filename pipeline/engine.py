@@ -156,8 +156,11 @@ def _seen_from_anywhere(options: UnitOptions) -> UnitOptions:
 
 
 def _absolute(unit: Unit) -> Unit:
-    paths = tuple(path if "://" in path else str(Path(path).absolute()) for path in unit.paths)
-    return dataclasses.replace(unit, paths=paths)
+    def absolute(path: str) -> str:
+        chain, mark, last = path.rpartition("::") if "://" in path else ("", "", path)  # zip://member::archive.zip
+        return chain + mark + (last if "://" in last else str(Path(last).absolute()))
+
+    return dataclasses.replace(unit, paths=tuple(map(absolute, unit.paths)))
 
 
 Run = Callable[[list[Task], UnitOptions, Crew], Iterator[UnitResult]]

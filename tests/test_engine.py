@@ -69,8 +69,11 @@ def test_ray_makes_the_same_bytes_and_retries_a_lost_task(corpus, whole, tmp_pat
 
 def test_paths_do_not_depend_on_the_folder_of_a_worker(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    unit = Unit(kind="texts", paths=("a/b.txt", "s3://a/b.txt"))
-    assert engine._absolute(unit).paths == (f"{tmp_path}/a/b.txt", "s3://a/b.txt")
+    unit = Unit(
+        kind="texts", paths=("a/b.txt", "s3://a/b.txt", "zip://b.txt::a.zip", "zip://b.txt::s3://a.zip", "a::b")
+    )
+    found = (f"{tmp_path}/a/b.txt", "s3://a/b.txt", f"zip://b.txt::{tmp_path}/a.zip", "zip://b.txt::s3://a.zip")
+    assert engine._absolute(unit).paths == (*found, f"{tmp_path}/a::b")
     assert engine._absolute(unit).name == unit.name
 
 
