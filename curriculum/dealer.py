@@ -1,9 +1,9 @@
 """The documents of a window dealt into sequences of any length: every token once, no padding, few cuts.
 
-The dealer keeps the unread spans of documents by due time (`spans`), on a clock of tokens served:
+The dealer keeps the unread rests of documents by due time (`unread`), on a clock of tokens served:
 
     queue   [aaaaaaaaaa] [bb] [cccccc] [d] ...          a deal of sequences of 4 tokens
-    long    aaaa | cccc                                 a span of 4 or more gives one; its rest is due later
+    long    aaaa | cccc                                 a rest of 4 or more gives one; what is left of it is due later
     short   bb d ...                                    shorter ones are packed together, exactly full where possible
     queue   ... [aaaaaa] [cc]                           the next deal may ask for another length
 
@@ -13,7 +13,7 @@ rows come from different documents, and not from the same ones each time. A docu
 random piece, to its end, and then from its beginning, so that every token is as likely early as late and openings do
 not come first. Its one short piece is the last or the first, by a coin: both take the least possible cuts, and the
 second shifts all starts off the multiples of the length. (Read from its beginning instead, where that is asked for:
-what is served early is then openings.) A gap that the packer leaves is filled by cutting a span, never by padding.
+what is served early is then openings.) A gap that the packer leaves is filled by cutting a rest, never by padding.
 
 Integers only, from counted hashes: the same on every machine, whatever numpy's or Python's generators become.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit
 
 from curriculum.hashes import hash_at, key_of
-from curriculum.spans import HORIZON, LEFT, Queue, draw, push, take, unread
+from curriculum.unread import HORIZON, LEFT, Queue, draw, push, take, unread
 from pipeline.packing import Packed, place
 
 SWAPS = 16
@@ -39,9 +39,9 @@ class _Rows(NamedTuple):
     long: np.ndarray
     """int64 [2, n]: document and start of each."""
     short: np.ndarray
-    """int64 [4, m]: document, first, end, due of the spans that packed rows are cut from."""
+    """int64 [4, m]: document, first, end, due of the rests that packed rows are cut from."""
     item: np.ndarray
-    """int64 [pieces]: number of a span in `short`; its tokens from `start` on, `length` of them."""
+    """int64 [pieces]: number of a rest in `short`; its tokens from `start` on, `length` of them."""
     start: np.ndarray
     length: np.ndarray
     firsts: np.ndarray
@@ -129,7 +129,7 @@ def _deal(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: b
 
 @njit(nogil=True, cache=True)
 def _rest(short: np.ndarray, item: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """What is left of the spans number `item` of `short` from their token `start` on, in the order of `short`."""
+    """What is left of the rests number `item` of `short` from their token `start` on, in the order of `short`."""
     begin = np.full(short.shape[1], -1, dtype=np.int64)
     begin[item] = start
     more = np.empty((4, len(item)), dtype=np.int64)

@@ -8,7 +8,7 @@ from orders import columns, same, times_served
 
 from curriculum.dealer import SWAPS, Dealer, _lay_out, _Rows, _spread_documents
 from curriculum.hashes import hash_at, hashes
-from curriculum.spans import LOOK_TOKENS, LOOKS, first_read, place_of
+from curriculum.unread import LOOK_TOKENS, LOOKS, first_read, place_of
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 DEALS = st.lists(st.tuples(st.integers(1, 24), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=40)

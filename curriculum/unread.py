@@ -1,10 +1,10 @@
-"""The unread spans of a window's documents by due time: a wheel of buckets, O(1) a span, as arrays for kernels.
+"""The unread rests of a window's documents by due time: a wheel of buckets, O(1) a rest, as arrays for kernels.
 
-    heads   bucket 0 -> span -> span     bucket 1 ->     bucket 2 -> span ...     of WIDTH tokens of time each
-    spans   DOCUMENT FIRST END WRAP DUE NEXT, a column a span; free columns are a list too
+    heads   bucket 0 -> rest -> rest     bucket 1 ->     bucket 2 -> rest ...     of WIDTH tokens of time each
+    rests   DOCUMENT FIRST END WRAP DUE NEXT, a column a rest; free columns are a list too
 
-What is looked at beyond the spans that a deal needs is bounded by the tokens dealt: a window is dealt in time
-proportional to its tokens and its deals, however small those are. Price: 56 bytes a span in memory.
+What is looked at beyond the rests that a deal needs is bounded by the tokens dealt: a window is dealt in time
+proportional to its tokens and its deals, however small those are. Price: 56 bytes a rest in memory.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numba import njit
 from curriculum.hashes import hash_at
 
 LOOKAHEAD = 8192
-"""Most spans beyond those needed that are looked at for short ones: makes full rows likely in small deals."""
+"""Most rests beyond those needed that are looked at for short ones: makes full rows likely in small deals."""
 FREE_LOOKS = 1 << 21
 LOOK_TOKENS = 16
-"""In all, FREE_LOOKS spans, two for each document, and one for every LOOK_TOKENS tokens dealt are looked at or drawn
+"""In all, FREE_LOOKS rests, two for each document, and one for every LOOK_TOKENS tokens dealt are looked at or drawn
 anew beyond those needed: only thousands of tiny deals would be more."""
 REDRAW_FACTOR = 2
 """Due times depend on the pieces to come: they are drawn anew when the length has changed by this factor."""
@@ -29,16 +29,16 @@ PLACES = 1 << 16
 """Steps within the time of a piece that its place is counted in."""
 
 DOCUMENT, FIRST, END, WRAP, DUE, NEXT = range(6)
-"""Rows of the span table: [FIRST, END) of DOCUMENT is unread, and after it [0, WRAP); NEXT is the list it is in."""
+"""Rows of the rest table: [FIRST, END) of DOCUMENT is unread, and after it [0, WRAP); NEXT is the list it is in."""
 CURSOR, SIZE, FREE, WIDTH, HORIZON, LEFT, DRAWN_FOR, LOOKS = range(8)
-"""The clock: earliest bucket that may hold a span; spans held; first free slot; tokens a bucket; tokens in all;
-tokens not dealt; the length that due times are drawn for; how many more spans may be looked at."""
+"""The clock: earliest bucket that may hold a rest; rests held; first free slot; tokens a bucket; tokens in all;
+tokens not dealt; the length that due times are drawn for; how many more rests may be looked at."""
 
 
 class Queue(NamedTuple):
-    """The unread spans of documents, as kernels take them; what they change is in the arrays."""
+    """The unread rests of documents, as kernels take them; what they change is in the arrays."""
 
-    spans: np.ndarray
+    rests: np.ndarray
     """int64 [6, slots]: see DOCUMENT."""
     heads: np.ndarray
     """int64 [buckets]: the first slot of each bucket's list, -1 where it is empty."""
@@ -52,24 +52,24 @@ def unread(lengths: np.ndarray) -> Queue:
     """All of documents of `lengths` tokens, int64 [documents], without due times yet."""
     count, tokens = len(lengths), int(lengths.sum())
     buckets = max(1, min(MOST_BUCKETS, tokens))
-    spans = np.zeros((6, count), dtype=np.int64)
-    spans[DOCUMENT], spans[END] = np.arange(count), lengths
-    spans[NEXT] = np.arange(1, count + 1)
+    rests = np.zeros((6, count), dtype=np.int64)
+    rests[DOCUMENT], rests[END] = np.arange(count), lengths
+    rests[NEXT] = np.arange(1, count + 1)
     heads = np.full(buckets, -1, dtype=np.int64)
     heads[0] = 0
     if count:
-        spans[NEXT, -1] = -1
+        rests[NEXT, -1] = -1
     looks = FREE_LOOKS + 2 * count
     clock = np.array([0, count, count, -(-tokens // buckets), tokens, tokens, 0, looks], dtype=np.int64)
-    return Queue(spans, heads, clock, lengths)
+    return Queue(rests, heads, clock, lengths)
 
 
 @njit(nogil=True, cache=True)
 def link(queue: Queue, slot: int) -> None:
     """Put a slot into the bucket of its due time."""
-    spans, heads, clock, _ = queue
-    bucket = max(0, min(spans[DUE, slot] // clock[WIDTH], len(heads) - 1))
-    spans[NEXT, slot] = heads[bucket]
+    rests, heads, clock, _ = queue
+    bucket = max(0, min(rests[DUE, slot] // clock[WIDTH], len(heads) - 1))
+    rests[NEXT, slot] = heads[bucket]
     heads[bucket] = slot
     clock[CURSOR] = min(clock[CURSOR], bucket)
 
@@ -77,21 +77,21 @@ def link(queue: Queue, slot: int) -> None:
 @njit(nogil=True, cache=True)
 def pop(queue: Queue) -> int:
     """Take a slot of the earliest bucket out of its list; there must be one."""
-    spans, heads, clock, _ = queue
+    rests, heads, clock, _ = queue
     bucket = clock[CURSOR]
     while heads[bucket] < 0:
         bucket += 1
     clock[CURSOR] = bucket
     slot = heads[bucket]
-    heads[bucket] = spans[NEXT, slot]
+    heads[bucket] = rests[NEXT, slot]
     return int(slot)
 
 
 @njit(nogil=True, cache=True)
 def release(queue: Queue, slot: int) -> None:
     """Make a slot that was popped free."""
-    spans, _, clock, _ = queue
-    spans[NEXT, slot] = clock[FREE]
+    rests, _, clock, _ = queue
+    rests[NEXT, slot] = clock[FREE]
     clock[FREE] = slot
     clock[SIZE] -= 1
 
@@ -99,33 +99,33 @@ def release(queue: Queue, slot: int) -> None:
 @njit(nogil=True, cache=True)
 def push(queue: Queue, more: np.ndarray) -> Queue:
     """Add `more` (int64 [4, n]: document, first, end, due); returns the queue, with a larger table if need be."""
-    spans, heads, clock, lengths = queue
-    count, capacity = more.shape[1], spans.shape[1]
+    rests, heads, clock, lengths = queue
+    count, capacity = more.shape[1], rests.shape[1]
     grown = clock[SIZE] + count
     if grown > capacity:
         larger = np.zeros((6, grown + grown // 2), dtype=np.int64)
-        larger[:, :capacity] = spans
+        larger[:, :capacity] = rests
         for slot in range(capacity, larger.shape[1]):
             larger[NEXT, slot] = slot + 1
         if clock[FREE] != capacity:  # the new slots come before the free ones there are
             larger[NEXT, -1] = clock[FREE]
             clock[FREE] = capacity
-        spans = larger
-    queue = Queue(spans, heads, clock, lengths)
+        rests = larger
+    queue = Queue(rests, heads, clock, lengths)
     for i in range(count):
         slot = clock[FREE]
-        clock[FREE] = spans[NEXT, slot]
+        clock[FREE] = rests[NEXT, slot]
         clock[SIZE] += 1
-        spans[DOCUMENT, slot], spans[FIRST, slot], spans[END, slot], spans[DUE, slot] = more[:, i]
-        spans[WRAP, slot] = 0
+        rests[DOCUMENT, slot], rests[FIRST, slot], rests[END, slot], rests[DUE, slot] = more[:, i]
+        rests[WRAP, slot] = 0
         link(queue, slot)
     return queue
 
 
 @njit(nogil=True, cache=True)
-def pieces_of(span: int, wrap: int, seqlen: int) -> int:
-    """How many pieces of `seqlen` tokens `span` tokens and then `wrap` more give."""
-    return -(-span // seqlen) + -(-wrap // seqlen)
+def pieces_of(rest: int, wrap: int, seqlen: int) -> int:
+    """How many pieces of `seqlen` tokens `rest` tokens and then `wrap` more give."""
+    return -(-rest // seqlen) + -(-wrap // seqlen)
 
 
 @njit(nogil=True, cache=True)
@@ -141,8 +141,8 @@ def place_of(own: int, pieces: int) -> int:
 
 @njit(nogil=True, cache=True)
 def draw(queue: Queue, seqlen: int, key: int) -> None:
-    """Due times for all spans, over the tokens that are left; not where they have them for about this length."""
-    spans, _, clock, _ = queue
+    """Due times for all rests, over the tokens that are left; not where they have them for about this length."""
+    rests, _, clock, _ = queue
     drawn_for, tokens = clock[DRAWN_FOR], clock[LEFT]
     if max(seqlen, drawn_for) < REDRAW_FACTOR * min(seqlen, drawn_for):
         return
@@ -155,9 +155,9 @@ def draw(queue: Queue, seqlen: int, key: int) -> None:
     for i in range(len(held)):
         held[i] = pop(queue)
     for s in held:
-        pieces = pieces_of(spans[END, s] - spans[FIRST, s], spans[WRAP, s], seqlen)
-        place = place_of(hash_at(key, spans[DOCUMENT, s]), pieces)
-        spans[DUE, s] = clock[HORIZON] - tokens + tokens * place // (pieces * PLACES)
+        pieces = pieces_of(rests[END, s] - rests[FIRST, s], rests[WRAP, s], seqlen)
+        place = place_of(hash_at(key, rests[DOCUMENT, s]), pieces)
+        rests[DUE, s] = clock[HORIZON] - tokens + tokens * place // (pieces * PLACES)
         link(queue, s)
 
 
@@ -181,7 +181,7 @@ def take(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bo
 
     Returns (long int64 [2, n]: document, start of full sequences; short int64 [4, m]: document, first, end, due).
     """
-    spans, _, clock, lengths = queue
+    rests, _, clock, lengths = queue
     horizon = clock[HORIZON]
     long = np.empty((2, sequences), dtype=np.int64)
     most = min(2 * clock[SIZE], seqlen * sequences)
@@ -190,11 +190,11 @@ def take(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bo
     while tokens < seqlen * sequences and clock[SIZE] > 0:
         s = pop(queue)
         document, first, end, wrap, time = (
-            spans[DOCUMENT, s],
-            spans[FIRST, s],
-            spans[END, s],
-            spans[WRAP, s],
-            spans[DUE, s],
+            rests[DOCUMENT, s],
+            rests[FIRST, s],
+            rests[END, s],
+            rests[WRAP, s],
+            rests[DUE, s],
         )
         if not from_beginning and first == 0 and wrap == 0 and end > seqlen and end == lengths[document]:
             first = wrap = first_read(end, seqlen, key, document)
@@ -216,8 +216,8 @@ def take(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bo
         own, pieces = hash_at(key, document), pieces_of(end - first, wrap, seqlen)
         before = place_of(own, pieces + 1)
         apart = PLACES + place_of(own, pieces) - before
-        spans[DUE, s] = time + (horizon - time) * apart // ((pieces + 1) * PLACES - before)
-        spans[FIRST, s], spans[END, s], spans[WRAP, s] = first, end, wrap
+        rests[DUE, s] = time + (horizon - time) * apart // ((pieces + 1) * PLACES - before)
+        rests[FIRST, s], rests[END, s], rests[WRAP, s] = first, end, wrap
         link(queue, s)
     clock[LOOKS] += tokens // LOOK_TOKENS
     if n == sequences or clock[SIZE] == 0:
@@ -227,8 +227,8 @@ def take(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: bo
 
 @njit(nogil=True, cache=True)
 def _look_ahead(queue: Queue, seqlen: int, short: np.ndarray, m: int) -> np.ndarray:
-    """The first `m` of `short`, and more short spans for the packer to choose from; long ones stay as they were."""
-    spans, _, clock, _ = queue
+    """The first `m` of `short`, and more short rests for the packer to choose from; long ones stay as they were."""
+    rests, _, clock, _ = queue
     # Few in a small deal: what is due soon, not what fits best.
     lookahead = max(0, min(LOOKAHEAD, 2048 + 8 * m, clock[LOOKS]))
     passed = np.empty(lookahead, dtype=np.int64)
@@ -238,9 +238,9 @@ def _look_ahead(queue: Queue, seqlen: int, short: np.ndarray, m: int) -> np.ndar
     p, most = 0, m + lookahead
     while clock[SIZE] > p and m < most and p < lookahead:
         s = pop(queue)
-        if spans[END, s] - spans[FIRST, s] < seqlen and spans[WRAP, s] == 0:
-            short[0, m], short[1, m] = spans[DOCUMENT, s], spans[FIRST, s]
-            short[2, m], short[3, m] = spans[END, s], spans[DUE, s]
+        if rests[END, s] - rests[FIRST, s] < seqlen and rests[WRAP, s] == 0:
+            short[0, m], short[1, m] = rests[DOCUMENT, s], rests[FIRST, s]
+            short[2, m], short[3, m] = rests[END, s], rests[DUE, s]
             m += 1
             release(queue, s)
         else:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from curriculum.dealer import Dealer
 from curriculum.hashes import hash_at
-from curriculum.spans import DUE, HORIZON, LOOKS, PLACES, draw, first_read, place_of, take, unread
+from curriculum.unread import DUE, HORIZON, LOOKS, PLACES, draw, first_read, place_of, take, unread
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
 KEYS = st.integers(0, 2**62)
@@ -41,7 +41,7 @@ def test_each_piece_is_due_at_its_place_in_an_equal_share_of_the_time(pieces, se
     draw(queue, seqlen, key)
     for left in range(pieces, 0, -1):
         place = place_of(hash_at(key, 0), left) / PLACES
-        assert abs(queue.clock[HORIZON] - queue.spans[DUE, 0] - seqlen * (left - place)) <= pieces
+        assert abs(queue.clock[HORIZON] - queue.rests[DUE, 0] - seqlen * (left - place)) <= pieces
         take(queue, seqlen, 1, key, False)
 
 
@@ -50,9 +50,9 @@ def test_due_times_are_drawn_anew_and_paid_for_where_the_length_changes_by_a_fac
     lengths = np.array(lengths)
     queue, fresh = unread(lengths), unread(lengths)
     draw(queue, old, key)
-    before, looks = queue.spans[DUE].copy(), int(queue.clock[LOOKS])
+    before, looks = queue.rests[DUE].copy(), int(queue.clock[LOOKS])
     draw(queue, new, key)
     draw(fresh, new, key)
     anew = max(old, new) >= 2 * min(old, new)
-    assert (queue.spans[DUE] == (fresh.spans[DUE] if anew else before)).all()
+    assert (queue.rests[DUE] == (fresh.rests[DUE] if anew else before)).all()
     assert queue.clock[LOOKS] == looks - anew * len(lengths)
