@@ -70,6 +70,8 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("run.seed=9223372036854775808", "less than 9223372036854775808"),
         ("run.compile=3", "^bad value of run.compile\n[\\s\\S]* or 'auto'$"),
         ("run.dir=5", "a path$"),
+        ('optimizer.lr="3e-3"', '^bad value of optimizer.lr: found "3e-3"; allowed: a number, without quotes\n'),
+        ("mixture.books=", "did you mean mixture.NAME"),
     ],
 )
 def test_mistakes_are_refused_with_what_is_allowed(toml, override, message):
@@ -140,6 +142,53 @@ def test_an_override_without_a_value_takes_the_key_away(toml):
     assert load_config(toml, ["pacing=constant", "curriculum.seqlen=16", *gone]).schedule().max_seqlen == 16
     with pytest.raises(ConfigError, match="store is missing"):
         load_config(toml, ["store="])
+
+
+def test_an_override_without_a_value_takes_a_table_away(toml):
+    toml.write_text(toml.read_text() + '\n[mixture.books]\nweight = 3\n[mixture."v1.5"]\nweight = 1\n')
+    assert set(load_config(toml, ["mixture.books="]).mixture) == {"v1.5"}
+    assert set(load_config(toml, ["mixture.v1.5="]).mixture) == {"books"}
+    assert load_config(toml, ["mixture="]).mixture is None
+    assert load_config(toml, ["optimizer="]).optimizer.lr == 6e-4
+    assert load_config(toml, ["curriculum=", "pacing=constant", "curriculum.seqlen=16"]).schedule().max_seqlen == 16
+    with pytest.raises(ConfigError, match="curriculum is missing"):
+        load_config(toml, ["curriculum="])
+
+
+def test_without_quotes_the_command_line_takes_what_no_toml_is(toml):
+    config = load_config(toml, ["optimizer.lr=.5", "run.seed=007", "run.compile=no", "run.dir=runs/7"])
+    assert (config.optimizer.lr, config.run.seed, config.run.compile) == (0.5, 7, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('lr = "3e-3"', 'optimizer.lr: found "3e-3"; allowed: a number, without quotes'),
+        ('betas = [0.9, "0.95"]', 'optimizer.betas: found "0.95"; allowed: a number'),
+        ('warmup_steps = "5"', 'optimizer.warmup_steps: found "5"; allowed: a number'),
+        ('decay_tokens = "5"', 'optimizer.decay_tokens: found "5"; allowed: a number'),
+        ('[run]\ndeterministic = "true"', 'run.deterministic: found "true"; allowed: true or false, without quotes'),
+        ('[run]\ncompile = "true"', 'run.compile: found "true"; allowed: true or false, without quotes or "auto"'),
+        ('[run]\nspike_ratios = ["1.2"]', "run.spike_ratios: found"),
+        ('[batch]\nmicro_batch_tokens = "64"', 'found "64"; allowed: a number, without quotes or "auto"'),
+        ('[curriculum]\ntable = [[0, 8], [5, "16"]]', 'curriculum.table: found "16"'),
+        ('[curriculum]\nodds = [1, "2"]', 'curriculum.odds: found "2"'),
+        ('[mixture.a]\nweight = "1"', 'mixture.a.weight: found "1"'),
+    ],
+)
+def test_what_is_in_quotes_is_no_number_and_not_true(tmp_path, line, message):
+    header = "" if line.startswith("[") else "[optimizer]\n"
+    (tmp_path / "base.toml").write_text(as_toml(settings_of("store", "runs/a")))
+    (tmp_path / "run.toml").write_text(f'base = "base.toml"\n{header}{line}\n')
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "run.toml")
+    assert message in str(refused.value)
+    assert "run.toml, line 3" in str(refused.value)
+
+
+def test_what_has_quotes_in_its_own_right_keeps_them(toml):
+    names = ['run.trackers=["wandb"]', 'micro_batch_tokens="auto"', 'run.compile="auto"', 'run.dtype="bfloat16"']
+    assert load_config(toml, names).run.trackers == ["wandb"]
 
 
 def test_window_tokens_reach_the_loader(toml, tmp_path):

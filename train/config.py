@@ -35,23 +35,41 @@ positions as the longest length of its schedule; GPT-2 was published with 1024, 
 """
 
 
+class Bare(str):
+    """Text without quotes, from the command line: there `lr=.5` and `compile=yes` may be what no TOML is."""
+
+    __slots__ = ()
+
+
 class Section(BaseModel):
-    """Unknown keys are errors, and numbers that are not finite; 2e6 is a whole number too, and true is none."""
+    """Unknown keys are errors, and numbers that are not finite; 2e6 is a whole number too, true and "2" are none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if bool not in (kind, *get_args(kind)) and _holds_truth(value):
+    def _no_other_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds, given = _kinds(cls.model_fields[info.field_name or ""].annotation), _leaves(value)
+        if bool not in kinds and any(isinstance(one, bool) for one in given):
             raise ValueError("neither true nor false has a meaning here")
+        if str in kinds and isinstance(value, str):
+            return value
+        quoted = [one for one in given if isinstance(one, str) and not isinstance(one, Bare) and one not in kinds]
+        if quoted and any(kind in kinds for kind in (bool, int, float)):
+            known = [f'"{kind}"' for kind in kinds if isinstance(kind, str)]
+            what = "true or false" if bool in kinds else "a number"
+            raise ValueError(f'found "{quoted[0]}"; allowed: {" or ".join([f"{what}, without quotes", *known])}')
         return value
 
 
-def _holds_truth(value: Any) -> bool:
-    """Whether `value`, or what is in a list of lists, is true or false."""
-    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_truth, value)))
+def _leaves(value: Any) -> list[Any]:
+    """`value`, or what is in it where it is a list of lists."""
+    return [leaf for one in value for leaf in _leaves(one)] if isinstance(value, list | tuple) else [value]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types and literal values that an annotation is made of."""
+    return [kind for part in get_args(annotation) for kind in _kinds(part)] or [annotation]
 
 
 class ModelConfig(Section):

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from train.config import Config, Section, SourceConfig
+from train.config import Bare, Config, Section, SourceConfig
 from train.config_layers import lay_over, make_room, place_of, read_layers
 
 
@@ -23,8 +23,8 @@ def load_config(
     `translated`: [curriculum] and [batch] of `curriculum.deepspeed.translate`; they take the place of the file's.
 
     A file may say `base = "other.toml"`, relative to its own folder: its keys replace those there, one by one.
-    `key=` takes a key away. Raises ConfigError: no such file, no TOML, an unknown key, a value that is not allowed,
-    or values that do not make a schedule together.
+    `key=` takes a key away, or a whole table: `mixture.wiki=`. Raises ConfigError: no such file, no TOML, an unknown
+    key, a value that is not allowed, or values that do not make a schedule together.
     """
     data, files = read_layers(path)
     where = " on ".join(map(str, files))
@@ -75,7 +75,9 @@ def _override(data: dict[str, Any], text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError("an override is key=value", found=text, allowed="for example optimizer.lr=1e-3")
-    key = key.strip()
+    key, value = key.strip(), value.strip()
+    if not value and _take_table(data, key):
+        return key
     mixed = key.startswith("mixture.") and key.count(".") > 1
     if not mixed and key not in known_keys():
         ends = [known for known in known_keys() if known.endswith(f".{key}")]
@@ -91,18 +93,31 @@ def _override(data: dict[str, Any], text: str) -> str:
             raise ConfigError(
                 f"{section} is a table", where="the config file", found=data, remedy=f"write [{section}]"
             )
-    if value.strip():
-        data[leaf] = _parse_value(value.strip())
+    if value:
+        data[leaf] = _parse_value(value)
     else:
         data.pop(leaf, None)
     return key
+
+
+def _take_table(data: dict[str, Any], key: str) -> bool:
+    """Take a section, or a source of the mixture, out of `data`; False where `key` is neither."""
+    if any(known.startswith(f"{key}.") for known in known_keys()):
+        data.pop(key, None)
+        return True
+    section, _, source = key.partition(".")
+    sources = data.get(section)
+    if section != "mixture" or not isinstance(sources, dict) or source not in sources:
+        return False
+    del sources[source]
+    return True
 
 
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text  # a bare string: run.dir=runs/a
+        return Bare(text)  # run.dir=runs/a
 
 
 def _place(key: tuple[str | int, ...], files: Sequence[Path], given: Sequence[str]) -> str | None:
