@@ -179,8 +179,10 @@ def _enabled(node: dict[str, Any], where: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError("cannot read the DeepSpeed config", where=path, found=error, allowed="JSON") from error
+    except OSError as error:
+        raise ConfigError("cannot read the DeepSpeed config", where=path, found=error.strerror) from error
+    except ValueError as error:
+        raise ConfigError("the DeepSpeed config is not JSON", where=path, found=error) from error
     if not isinstance(data, dict):
         raise ConfigError("a DeepSpeed config is a JSON object", where=path, found=type(data).__name__)
     return data
@@ -195,5 +197,5 @@ def _need(node: dict[str, Any], key: str, where: str) -> Any:
 def _length(node: dict[str, Any], key: str, where: str) -> int:
     value = _need(node, key, where)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{key} must be a positive integer", where=where, found=value)
+        raise ConfigError(f"{key} must be a positive integer", where=where, found=repr(value))
     return value

@@ -128,7 +128,9 @@ def render(
     else:
         times = " to ".join(str(n) for n in sorted({traced.served_least, traced.served_most}))
         known = traced.document
-        yield f"document {known.document:,}: {known.tokens:,} tokens, {known}; each served {times} times here"
+        yield f"document {known.document:,}: {known.tokens:,} tokens, {known}; each token served {times} times here"
+        if not traced.pieces:
+            return
     yield f"{'step':>9}  {'row':>7}  {'column':>7}  {'document':>10}  {'first':>9}  {'last':>9}  from"
     for piece in traced.pieces:
         whence = str(origin(store, piece.document)) if isinstance(traced, TracedStep) else ""

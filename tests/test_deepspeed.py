@@ -156,8 +156,10 @@ def test_both_places_and_files_are_read(tmp_path):
     with pytest.raises(ConfigError, match="exactly one of global_batch"):
         Schedule.from_deepspeed(path, total_tokens=9)
     path.write_text("{")
-    with pytest.raises(ConfigError, match=r"ds_config\.json"):
+    with pytest.raises(ConfigError, match=r"is not JSON\n.*ds_config\.json"):
         Schedule.from_deepspeed(path, **batch)
+    with pytest.raises(ConfigError, match=r"cannot read .*\n.*gone\.json\n  found:   No such file or directory$"):
+        Schedule.from_deepspeed(tmp_path / "gone.json", **batch)
 
 
 def test_stages_of_one_length_that_is_least_and_most_are_that_length():
@@ -172,6 +174,7 @@ def test_stages_of_one_length_that_is_least_and_most_are_that_length():
         (ramp(16, 1000, 50, 16), "992 or 1008"),
         (ramp(64, 8, 50, 8), "for ever"),
         (ramp(8, 64, 0, 8), "total_curriculum_step must be a positive"),
+        (ramp("8", 64, 50, 8), "min_difficulty must be a positive integer\n.*\n  found:   '8'"),
         (ramp(8, 64, 50, 8, 0), "root_degree must be positive"),
         (discrete(32, [8, 32, 16], [5, 9]), r"never used[\s\S]*staged"),
         (discrete(8, [8, 16], [5]), "never leaves"),

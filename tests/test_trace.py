@@ -220,7 +220,7 @@ def test_the_command_traces_a_config_before_it_runs(tmp_path):
     status, output = command(path, "--document", pieces[0]["document"])
     assert status == 0
     told = json.loads(command(path, "--document", pieces[0]["document"], "--json")[1])
-    assert "each served 1 times here" in output
+    assert "each token served 1 times here" in output
     rows = [[int(n) for n in line.replace(",", "").split()] for line in output.splitlines()[2:]]
     assert rows == [
         [p["step"], p["row"], p["column"], p["document"], p["start"], p["start"] + p["length"] - 1]
@@ -232,7 +232,9 @@ def test_the_command_traces_a_config_before_it_runs(tmp_path):
     longest = int(store.lengths.argmax())
     begun = sum(piece.length for piece in trace_document(loader_of(half), longest).pieces)
     assert 0 < begun < store.lengths[longest]
-    assert "each served 0 to 1 times here" in command(half, "--document", longest)[1]
+    assert "each token served 0 to 1 times here" in command(half, "--document", longest)[1]
+    unread = int(np.flatnonzero([not trace_document(loader_of(half), n).pieces for n in range(store.documents)])[0])
+    assert command(half, "--document", unread)[1].splitlines()[-1].endswith("each token served 0 times here")
 
 
 @pytest.mark.parametrize(
