@@ -148,7 +148,10 @@ def _say_task(result: TaskResult, out: Path, task: tuple[int, int], as_json: boo
 
 
 def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
+    from pipeline.boundaries import boundaries, render_boundaries
+
     manifest = result.manifest
+    ends = boundaries(out, manifest)
     rate = result.tokens / max(result.seconds, 1e-9)
     facts = {
         "store": str(out),
@@ -163,6 +166,7 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
         "bad": result.bad,
         "encoder": result.encoder,
         "unknown_share": result.unknown_share,
+        **ends,
         "seconds": round(result.seconds, 3),
         "tokens_per_s": round(rate),
     }
@@ -178,8 +182,10 @@ def _say_built(result: BuildResult, out: Path, as_json: bool) -> None:
         sound = "read to its end and sound"
         mended = f"{amount(result.repaired, 'damaged file')} repaired" if result.repaired else sound
         click.echo(f"{out}: already built, {mended}; {contents(manifest)}")
+        click.echo(render_boundaries(ends))
         return
     click.echo(f"{out}: {contents(manifest)}; {amount(manifest.skipped, 'record')} left out ({result.bad:,} bad)")
+    click.echo(render_boundaries(ends))
     click.echo(
         f"{result.seconds:.1f} s: {rate / 1e6:.2f} M tokens/s, {result.text_bytes / 1e6 / result.seconds:.1f} MB/s "
         f"with {result.encoder} ({result.encoder_reason})"

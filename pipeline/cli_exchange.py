@@ -52,6 +52,7 @@ def import_command(
     slw-prep import saved_dataset/train --token-column input_ids --tokenizer tokenizer.json --out shards/books
     slw-prep import --source en=en.parquet --source code=code.bin --tokenizer tokenizer.json --out shards/mix
     """
+    from pipeline.boundaries import boundaries, render_boundaries
     from pipeline.inputs import parse_source
     from pipeline.interop import ImportOptions, import_tokens
     from pipeline.progress import ProgressLine
@@ -64,6 +65,7 @@ def import_command(
             lambda done, tokens: progress.update(done, f"{tokens / 1e6:,.0f} M tokens"),
         )
     manifest = result.manifest
+    ends = boundaries(out, manifest)
     facts = {
         "store": str(out),
         "documents": manifest.documents(),
@@ -71,6 +73,7 @@ def import_command(
         "validation_documents": manifest.documents("validation"),
         "validation_tokens": manifest.tokens("validation"),
         "shards": len(manifest.shards),
+        **ends,
         "end_of_document_added": result.added,
         "empty": result.empty,
     }
@@ -80,7 +83,7 @@ def import_command(
     documents = manifest.documents() + manifest.documents("validation")
     click.echo(f"{out}: {contents(manifest)}")
     click.echo(
-        f"end-of-document token {manifest.eod_id}: {amount(documents - result.added, 'document')} ended in it, "
+        f"{render_boundaries(ends)}; {amount(documents - result.added, 'document')} had that end already, "
         f"{result.added:,} were given one; {amount(result.empty, 'empty document')} left out"
     )
     click.echo(f"next: slw-prep info {pasted(out)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.amount import amount
+from pipeline.boundaries import boundaries, render_boundaries
 from pipeline.format import SPLIT_FOLDERS, Manifest
 from pipeline.lengths import LengthCounts, count_lengths, facts_of, merge
 from pipeline.reader import Store
@@ -26,8 +27,7 @@ def summary(store: Path) -> dict[str, Any]:
         "tokenizer_digest": manifest.tokenizer_digest,
         "vocab_size": manifest.vocab_size,
         "token_dtype": manifest.token_dtype,
-        "eod_id": manifest.eod_id,
-        "bos_id": manifest.bos_id,
+        **boundaries(store, manifest),
         "skipped": manifest.skipped,
         "splits": splits,
     }
@@ -45,8 +45,8 @@ def render(facts: dict[str, Any]) -> str:
     """`summary` as text: for each split a histogram by documents and by tokens, quantiles, and the sources."""
     lines = [
         f"{facts['store']}: vocabulary {facts['vocab_size']:,} as {facts['token_dtype']}, "
-        f"end of document {facts['eod_id']}, beginning {facts['bos_id']}, "
-        f"{amount(facts['skipped'], 'record')} skipped"
+        f"{amount(facts['skipped'], 'record')} skipped",
+        render_boundaries(facts),
     ]
     for name, split in facts["splits"].items():
         lines.append(

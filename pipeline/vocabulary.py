@@ -16,6 +16,7 @@ from pipeline.format import FORMAT_VERSION, TOKENIZER_NAME, Manifest, digest_byt
 
 EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]")
+CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Vocabulary:
 def load_vocabulary(
     path: Path, *, eod: str | None = None, bos: str | None = None, encoder: str = "tokenizers"
 ) -> Vocabulary:
-    """Read a tokenizer.json, or that of a folder. `eod` and `bos` name tokens where the usual names do not do.
+    """Read a tokenizer.json, or that of a folder. `eod` and `bos` name its tokens that end and begin documents.
 
+    Without them it is the folder's `eos_token` and `bos_token`, where save_pretrained has left them, else the first
+    of EOD_NAMES and BOS_NAMES that there is.
     Where `encoder` may become fastokens, its loading begins here: it takes three times as long, but not the GIL.
     Raises TokenizerError where it is none, or has no end-of-document token.
     """
@@ -57,6 +60,8 @@ def load_vocabulary(
             if folder
             else "check the path, or make one: slw-prep tokenizer INPUT... --out tokenizer.json",
         )
+    if folder:
+        eod, bos = eod or _named(path.parent, "eos_token"), bos or _named(path.parent, "bos_token")
     data = path.read_bytes()
     try:
         lightened(data)
@@ -106,6 +111,20 @@ def unknown_share(vocabulary: Vocabulary, texts: list[str]) -> float:
     unknown = number if name is None else parsed(vocabulary.data).token_to_id(name)
     ids, _ = reference.encode(texts)
     return np.count_nonzero(ids == unknown) / max(len(ids), 1) if unknown is not None else 0.0
+
+
+def _named(folder: Path, key: str) -> str | None:
+    """The token that the files of save_pretrained beside a tokenizer.json name so, if they do."""
+    for path in (folder / name for name in CONFIG_NAMES):
+        try:
+            token = orjson.loads(path.read_bytes()).get(key)
+            if token is not None:
+                return str(token["content"] if isinstance(token, dict) else token)
+        except FileNotFoundError:
+            continue
+        except (ValueError, AttributeError, KeyError) as error:
+            raise TokenizerError("not what save_pretrained writes", where=path, found=repr(error)) from error
+    return None
 
 
 def _special_id(

@@ -239,6 +239,31 @@ def test_a_folder_as_save_pretrained_makes_it_is_as_good_as_its_tokenizer_json(t
     assert load_vocabulary(tmp_path) == load_vocabulary(tokenizer)
 
 
+def test_the_end_and_beginning_that_a_folder_names_are_taken(tokenizer, tmp_path):
+    made = Tokenizer.from_file(str(tokenizer))
+    made.add_special_tokens(["</s>", "<s>", "<end>", "<begin>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    ids = {name: made.token_to_id(name) for name in ("<|endoftext|>", "</s>", "<s>", "<end>", "<begin>")}
+
+    def found(**asked):
+        vocabulary = load_vocabulary(tmp_path, **asked)
+        return vocabulary.eod_id, vocabulary.bos_id
+
+    assert found() == (ids["<|endoftext|>"], ids["<s>"])
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<end>"}, "bos_token": "<begin>"}')
+    assert found() == (ids["<end>"], ids["<begin>"])
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": null}')
+    assert found() == (ids["</s>"], ids["<begin>"])
+    assert found(eod="<|endoftext|>", bos="<s>") == (ids["<|endoftext|>"], ids["<s>"])
+    assert load_vocabulary(tmp_path / "tokenizer.json").eod_id == ids["<|endoftext|>"]
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<none>"}')
+    with pytest.raises(TokenizerError, match=r"no token '<none>'[\s\S]*--eod"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(TokenizerError, match=r"save_pretrained[\s\S]*tokenizer_config.json"):
+        load_vocabulary(tmp_path)
+
+
 def test_tokenizers_that_do_not_do_are_refused(tokenizer, tmp_path):
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(TokenizerError, match="not a tokenizer"):
