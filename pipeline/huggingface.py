@@ -23,6 +23,9 @@ from pipeline.writer import write_atomically, write_json
 
 STATE_NAME = "state.json"
 BATCH_ROWS = 1024
+_ALLOWED = (
+    "PREFIX of PREFIX.bin and PREFIX.idx, a folder of `save_to_disk`, .parquet or .arrow files, folders of these"
+)
 
 
 class TokenColumn:
@@ -34,7 +37,7 @@ class TokenColumn:
 
     def __init__(self, name: str, column: str, id_column: str | None = None) -> None:
         self.name = name
-        self.files = find_files((name,), Reading())
+        self.files = find_files((name,), Reading(), allowed=_ALLOWED)
         self.column = column
         self.id_column = id_column
         self.done = 0.0
@@ -43,7 +46,7 @@ class TokenColumn:
             raise CorpusError(
                 "not tokenised data",
                 where=others[0].path,
-                allowed="PREFIX of PREFIX.bin and PREFIX.idx, a folder of `save_to_disk`, .parquet or .arrow files",
+                allowed=_ALLOWED,
                 remedy="text is for `slw-prep build`; an index is told from its name: PREFIX or PREFIX.idx",
             )
 

@@ -85,9 +85,15 @@ def in_order(inputs: tuple[str, ...], sources: tuple[tuple[str, str], ...]) -> l
 
 
 def find_files(
-    inputs: tuple[str, ...], reading: Reading, sources: tuple[tuple[str, str], ...] = ()
+    inputs: tuple[str, ...],
+    reading: Reading,
+    sources: tuple[tuple[str, str], ...] = (),
+    *,
+    allowed: str | None = None,
 ) -> list[InputFile]:
     """The files of `inputs`, or of `sources` (name, path), in the order of `in_order`.
+
+    `allowed`: what an error names as readable, where that is less than what is found here.
 
     Raises ConfigError as that does, and where a file is in two sources or standard input is not alone; CorpusError
     where an input does not exist, matches nothing, or cannot be read.
@@ -100,7 +106,7 @@ def find_files(
         )
     found: dict[str, InputFile] = {}
     for source, path in ordered:
-        for file in _expand(local_path(path), reading):
+        for file in _expand(local_path(path), reading, allowed):
             key = file.path if is_remote(file.path) else os.path.realpath(file.path)
             first = found.setdefault(key, replace(file, source=source))
             if first.source != source:
@@ -113,7 +119,7 @@ def find_files(
     return list(found.values())
 
 
-def _expand(name: str, reading: Reading) -> list[InputFile]:
+def _expand(name: str, reading: Reading, allowed: str | None) -> list[InputFile]:
     if name == STDIN:
         if reading.format not in ("jsonl", "text"):
             raise ConfigError(
@@ -136,9 +142,10 @@ def _expand(name: str, reading: Reading) -> list[InputFile]:
             "no input file here",
             where=name,
             found=_nothing(name, folder),
-            allowed=f"a file, a pattern, or a folder with {', '.join((*known, *reading.suffixes))} (also .gz, .zst)",
+            allowed=allowed
+            or f"a file, a pattern, or a folder with {', '.join((*known, *reading.suffixes))} (also .gz, .zst)",
             remedy="check the path; --suffix .py adds a kind of text file, --format FORMAT takes all files"
-            if folder
+            if folder and not allowed
             else "check the URL, and whether it can be reached and read from here"
             if is_remote(name)
             else "check the path",

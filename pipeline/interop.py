@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import megatron
+from pipeline.amount import amount
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.files import STDIN
 from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
@@ -22,6 +23,7 @@ from pipeline.held_out import are_held_out, check_fraction
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
 from pipeline.inputs import in_order
 from pipeline.reader import Store
+from pipeline.shell import pasted
 from pipeline.staging import new_folder
 from pipeline.tokenised import BATCH_TOKENS, Ended, Tokenised, checked, documents_where, ended, runs, without_last
 from pipeline.urls import is_remote
@@ -97,6 +99,15 @@ def reader_of(name: str, options: ImportOptions) -> TokenReader:
     prefix = megatron.prefix_of(Path(name))
     if prefix is not None and is_remote(name):
         raise CorpusError("an indexed dataset is read from a local disk", where=name, remedy="copy both files first")
+    if prefix is None and options.format != "hf" and (indices := sorted(Path(name).glob("*.idx"))):
+        prefixes = [pasted(index.with_suffix("")) for index in indices]
+        raise CorpusError(
+            "a folder of indexed datasets: each is an input of its own",
+            where=name,
+            found=amount(len(indices), ".idx file"),
+            allowed="PREFIX, PREFIX.bin or PREFIX.idx",
+            remedy=f"slw-prep import {' '.join(prefixes[:3])}{' ...' * (len(prefixes) > 3)}",
+        )
     if options.format == "hf" or (options.format is None and prefix is None):
         return TokenColumn(name, options.token_column, options.id_column)
     if options.id_column is not None:

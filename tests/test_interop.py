@@ -141,8 +141,12 @@ def test_odd_columns_are_named(tokenizer, tmp_path, capfd):
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "dict")
     with pytest.raises(CorpusError, match="several splits"):
         bring(tokenizer, tmp_path / "other", tmp_path / "dict")
-    with pytest.raises(CorpusError, match="no input file"):
-        bring(tokenizer, tmp_path / "other", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    for nothing_there in ("nowhere", "empty"):
+        with pytest.raises(CorpusError, match=r"no input file[\s\S]*PREFIX\.idx") as refused:
+            bring(tokenizer, tmp_path / "other", tmp_path / nothing_there)
+        assert ".jsonl" not in str(refused.value)
+        assert "--suffix" not in str(refused.value), "an option of build"
     (tmp_path / "x.txt").write_text("words")
     with pytest.raises(CorpusError, match="not tokenised data"):
         bring(tokenizer, tmp_path / "other", tmp_path / "x.txt")
@@ -255,6 +259,19 @@ def test_a_url_to_write_to_is_refused_and_not_taken_for_a_folder(tokenizer, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     call(prep, "import", store / "shards", "--token-column", "tokens", "--tokenizer", tokenizer, "--out", "b")
     assert stored(tmp_path / "b") == stored(store)
+
+
+def test_a_folder_of_indexed_datasets_says_how_to_name_them(tokenizer, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("en", "de.v1"):
+        write_megatron(tmp_path / "in" / name, [[1, 2]])
+    (tmp_path / "in" / "vocab.json").write_text("{}")
+    for form in (None, "megatron"):
+        with pytest.raises(CorpusError, match="each is an input of its own") as refused:
+            bring(tokenizer, tmp_path / "out", tmp_path / "in", format=form)
+    pasted = str(refused.value).rpartition("slw-prep import ")[2].split()
+    bring(tokenizer, tmp_path / "out", *pasted)
+    assert stored(tmp_path / "out") == [[1, 2, 0]] * 2
 
 
 def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
