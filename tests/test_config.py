@@ -32,6 +32,19 @@ def test_a_whole_number_may_be_written_as_in_science(toml):
         load_config(toml, ["run.total_tokens=2.5"])
 
 
+def test_a_missing_config_shows_one_that_works_and_json_is_told_of_deepspeed(tmp_path):
+    path = tmp_path / "run.toml"
+    with pytest.raises(ConfigError, match="no config file here") as refused:
+        load_config(path)
+    path.write_text(str(refused.value).partition("\n\n")[2])
+    assert load_config(path).schedule().max_seqlen == 1024
+    for name, told in (("ds_config.json", True), ("bad.toml", False)):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(ConfigError, match="not TOML") as refused:
+            load_config(tmp_path / name)
+        assert ("--deepspeed" in str(refused.value)) == told
+
+
 def test_a_config_is_utf_8_whatever_the_locale(toml):
     toml.write_text(toml.read_text(encoding="utf-8").replace("runs/a", "läufe/ä"), encoding="utf-8")
     code = f"from train.config_file import *; print(ascii(load_config(Path({str(toml)!r})).run.dir))"

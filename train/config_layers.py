@@ -21,6 +21,21 @@ ONE_OF = (
 )
 """Groups of which one key is given: an override, or a file laid over another, replaces whichever is there."""
 
+EXAMPLE = """\
+store = "shards/books"
+[curriculum]
+pacing = "linear"
+seqlen_start = 8
+seqlen_end = 1024
+duration_steps = 10_000
+[batch]
+global_batch_sequences = 512
+[run]
+dir = "runs/slw"
+epochs = 1
+"""
+"""The fewest keys of a run, for whoever has no config yet."""
+
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
     """The tables of a TOML file laid over those of its base; and the files, this one first.
@@ -28,14 +43,15 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     `above`: the files that led here. Raises ConfigError: no such file, no TOML, a file that is its own base.
     """
     if not path.is_file():
-        remedy = f"`base` is relative to the folder of {above[-1]}" if above else "scripts/demo-slw.toml is one"
+        remedy = f"`base` is relative to the folder of {above[-1]}" if above else f"a small one:\n\n{EXAMPLE}"
         raise ConfigError("no config file here", where=path, remedy=remedy)
     if any(path.samefile(file) for file in above):
         raise ConfigError("a config is its own base", where=path, found=" -> ".join(map(str, (*above, path))))
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("not TOML", where=path, found=error) from error
+        deepspeed = "if it is a DeepSpeed config: slw-train plan --deepspeed FILE" if path.suffix == ".json" else None
+        raise ConfigError("not TOML", where=path, found=error, remedy=deepspeed) from error
     base = data.pop("base", None)
     if base is None:
         return data, [path]
