@@ -220,3 +220,13 @@ def test_the_printed_toml_is_a_run_of_the_same_schedule(tmp_path):
     alone = CliRunner().invoke(main, ["plan", "--deepspeed", str(config), "--json"])
     assert json.loads(alone.stdout)["batch"] == {"global_batch_sequences": 4}
     assert CliRunner().invoke(main, ["plan"]).exit_code == 2
+
+
+def test_the_command_names_what_it_does_not_take_over(tmp_path):
+    config = tmp_path / "ds_config.json"
+    config.write_text(json.dumps({**legacy(ramp(8, 32, 20, 8)), "optimizer": {}, "train_batch_size": "auto"}))
+    told = CliRunner().invoke(main, ["plan", "--deepspeed", str(config)])
+    assert told.stderr.splitlines()[0].endswith("ds_config.json: optimizer")
+    assert "set batch.global_batch_sequences" in told.stderr
+    config.write_text(json.dumps(legacy(ramp(8, 32, 20, 8))))
+    assert CliRunner().invoke(main, ["plan", "--deepspeed", str(config)]).stderr == ""

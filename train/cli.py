@@ -62,7 +62,7 @@ def plan(
     slw-train plan run.toml --plot plan.png --tflops 400
     slw-train plan --deepspeed ds_config.json
     """
-    from curriculum.deepspeed import translate
+    from curriculum.deepspeed import left_out, translate
     from curriculum.plan import render
     from curriculum.settings import as_toml
     from train.config_file import load_config
@@ -70,7 +70,9 @@ def plan(
     if config is None and deepspeed is None:
         raise click.UsageError("give CONFIG.toml, or --deepspeed ds_config.json")
     translated = translate(deepspeed) if deepspeed else None
-    if translated:
+    if deepspeed and translated:
+        for note in left_out(deepspeed):
+            _warn(note)
         tables = dict(zip(("curriculum", "batch"), translated, strict=True))
         if not as_json:
             click.echo(as_toml(tables))
