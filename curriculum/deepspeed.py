@@ -64,13 +64,8 @@ def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict
 
 
 def left_out(path: Path) -> list[str]:
-    """What to know of a DeepSpeed config beside `translate`: keys that it does not read, and no batch size."""
-    data = _read(path)
-    others = [key for key in data if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
-    notes = [f"not taken over from {path}: {', '.join(others)}"] if others else []
-    if not isinstance(data.get("train_batch_size"), int):
-        notes.append("no whole number as train_batch_size in it: set batch.global_batch_sequences yourself")
-    return notes
+    """The keys of a DeepSpeed config that `translate` does not read."""
+    return [key for key in _read(path) if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
 
 
 def _growing(parameters: dict[str, Any], least: int, most: int, where: str, *, rooted: bool) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def reader_of(name: str, options: ImportOptions) -> TokenReader:
             "a folder of indexed datasets: each is an input of its own",
             where=name,
             found=amount(len(indices), ".idx file"),
-            allowed="PREFIX, PREFIX.bin or PREFIX.idx",
+            allowed="PREFIX, PREFIX.bin or PREFIX.idx; --format hf for the tables of the folder",
             remedy=f"slw-prep import {' '.join(prefixes[:3])}{' ...' * (len(prefixes) > 3)}",
         )
     if options.format == "hf" or (options.format is None and prefix is None):

@@ -7,7 +7,7 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,22 +62,12 @@ def plan(
     slw-train plan run.toml --plot plan.png --tflops 400
     slw-train plan --deepspeed ds_config.json
     """
-    from curriculum.deepspeed import left_out, translate
     from curriculum.plan import render
-    from curriculum.settings import as_toml
     from train.config_file import load_config
 
     if config is None and deepspeed is None:
         raise click.UsageError("give CONFIG.toml, or --deepspeed ds_config.json")
-    translated = translate(deepspeed) if deepspeed else None
-    if deepspeed and translated:
-        for note in left_out(deepspeed):
-            _warn(note)
-        tables = dict(zip(("curriculum", "batch"), translated, strict=True))
-        if not as_json:
-            click.echo(as_toml(tables))
-        elif config is None:
-            echo_json(tables)
+    translated = _translated(deepspeed, alone=config is None, as_json=as_json) if deepspeed else None
     if config is None:
         return
     settings = load_config(config, overrides, translated)
@@ -101,6 +91,24 @@ def plan(
         click.echo(render_forecast(what))
         if plot:
             click.echo(f"picture: {plot}")
+
+
+def _translated(deepspeed: Path, *, alone: bool, as_json: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its [curriculum] and [batch], printed, and what of it is not taken over; `alone`: no TOML says the rest."""
+    from curriculum.deepspeed import left_out, translate
+    from curriculum.settings import as_toml
+
+    curriculum, batch = translate(deepspeed)
+    if others := left_out(deepspeed):
+        _warn(f"not taken over from {deepspeed}: {', '.join(others)}")
+    if alone and not batch:
+        _warn("train_batch_size there is no whole number: set batch.global_batch_sequences yourself")
+    tables = {"curriculum": curriculum, "batch": batch}
+    if not as_json:
+        click.echo(as_toml(tables))
+    elif alone:
+        echo_json(tables)
+    return curriculum, batch
 
 
 @main.command()
