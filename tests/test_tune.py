@@ -165,9 +165,11 @@ def test_the_cost_told_beforehand_is_what_probes_cost(store, tmp_path):
         shape = probing(config, probe.seqlen_start, probe.duration_steps, tokens, space.probe_steps)
         assert each[probe.duration_steps] == shape.schedule().tokens_before(space.probe_steps)
         assert [step for step, _ in probe.losses] == [*range(0, space.probe_steps, space.every), space.probe_steps]
-    with pytest.raises(ConfigError, match=r"cost too much[\s\S]*most-share"):
+    with pytest.raises(ConfigError, match=r"cost too much[\s\S]*most-share") as refused:
         tune(config, tmp_path / "dear", Settings(validations=5), warn=quiet)
     assert not (tmp_path / "dear").exists()
+    named = float(str(refused.value).partition("--most-share ")[2].split()[0])
+    assert likely.share <= named < likely.share + 0.01
 
 
 def test_the_command_chooses_a_config_that_runs(store, tmp_path):

@@ -161,7 +161,8 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
             "tuning would cost too much beside the run",
             found=str(likely),
             allowed=f"{settings.most_share:.0%} of the run",
-            remedy="fewer --multiples or --validations, a smaller run.validation_tokens, or a larger --most-share",
+            remedy=f"--most-share {math.ceil(100 * likely.share) / 100:g} takes it; cheaper are fewer --multiples ("
+            f"{settings.multiples}) or --validations ({settings.validations}), a smaller run.validation_tokens",
         )
     if force and (out / KEPT_NAME).is_file():
         remove_tree(out)
