@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pipeline.format import TOKENIZER_NAME, Manifest
 from pipeline.place import is_there, reaching
 
@@ -32,14 +30,9 @@ def render_boundaries(facts: dict[str, Any]) -> str:
 
 def token_name(data: bytes, token: int) -> str | None:
     """What a tokenizer.json calls `token`; None where it does not say."""
+    from pipeline.encoding import parsed  # tokenizers
+
     try:
-        tokenizer = orjson.loads(data)
-        added = {one["id"]: one["content"] for one in tokenizer.get("added_tokens") or []}
-        if token in added:
-            return str(added[token])
-        vocabulary = tokenizer["model"]["vocab"]
-        if isinstance(vocabulary, dict):
-            return next((name for name, number in vocabulary.items() if number == token), None)
-        return str(vocabulary[token][0])  # Unigram's: pairs of a name and its odds
-    except (ValueError, KeyError, TypeError, IndexError):
+        return parsed(data).id_to_token(token)
+    except Exception:  # what tokenizers raises of a file that is none
         return None
