@@ -15,7 +15,7 @@ from curriculum.dealer import Dealer
 from curriculum.hashes import hashes, key_of
 from curriculum.order import Order, Served
 from curriculum.schedule import Schedule
-from curriculum.window import Expect, Window, expect_nothing, windows
+from curriculum.window import Expect, Window, windows
 from pipeline.packing import Packed
 
 DEAL_SEQUENCES = 1 << 18
@@ -27,7 +27,7 @@ _NONE = np.empty(0, dtype=np.int64)
 NOTHING = Packed(_NONE, _NONE, _NONE, np.zeros(1, dtype=np.int64))
 
 
-def dealing(order: Order, first: int, expect: Expect = expect_nothing) -> Iterator[tuple[int, Packed]]:
+def dealing(order: Order, first: int, expect: Expect) -> Iterator[tuple[int, Packed]]:
     """(step, global batch) from step `first` to the end of the order's schedule.
 
     A batch holds `schedule.sequences(step)` full sequences; only the last one of the data may hold less. Where
