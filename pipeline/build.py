@@ -64,16 +64,16 @@ class TaskResult:
 def build(options: BuildOptions, report: Report = lambda result, units: None, *, force: bool = False) -> BuildResult:
     """Build or go on building the store `options.out`; read and, where it is damaged, mend a finished one.
 
-    With `force` what is there is deleted first, once the inputs and the tokenizer are found.
+    With `force` what is there is deleted first, once the inputs and the tokenizer can be read.
     Raises CorpusError, TokenizerError, ConfigError for what it was given, StoreError where `out` is something else.
     """
     started = time.monotonic()
     job = Job(options)
-    if force:
-        job.vocabulary  # noqa: B018  (where there is none, nothing is deleted)
-        remove(options.out)
-    if is_there(options.out / MANIFEST_NAME):
+    if not force and is_there(options.out / MANIFEST_NAME):
         return _mend(job, report, started)
+    job.prepare()  # what is refused here has made and deleted nothing
+    if force:
+        remove(options.out)
     with job.draft.lock():
         if not is_there(options.out / MANIFEST_NAME):
             done = job.begin()
@@ -107,6 +107,7 @@ def build_task(
     if is_there(options.out / MANIFEST_NAME):
         job.finished()
     else:
+        job.prepare()
         with job.draft.lock(shared=True):
             done = job.begin()
             mine = [(i, unit) for i, unit in enumerate(job.units) if i % tasks == task % tasks]

@@ -92,17 +92,19 @@ class Job:
         return manifest
 
     def prepare(self) -> None:
-        """Split the input and begin to choose the encoder; wait for it only where it may be refused."""
+        """Split the input, begin to choose the encoder and plan: all that may be refused before there is a folder.
+
+        Waits for the encoder only where it may be refused.
+        """
         self.units = split_units(self.files, self.options.unit_bytes, self.options.reading)
         self.sample, wanted = _sample(self.units, self.options), self.options.encoder
         self.choice = Choice(lambda: choose_encoder(self.vocabulary, self.sample, wanted))
         if wanted == "fastokens":
             self.choice.name  # noqa: B018
+        self.plan = Plan(manifest=manifest_of(self.vocabulary, self.parameters), units=len(self.units))
 
     def begin(self) -> dict[int, UnitResult]:
-        """Prepare, make the plan or join it; returns the units that are done."""
-        self.prepare()
-        self.plan = Plan(manifest=manifest_of(self.vocabulary, self.parameters), units=len(self.units))
+        """Write the plan that was prepared, or join it; returns the units that are done."""
         self.draft.begin(self.plan, self.vocabulary.data)
         return {} if STDIN in self.options.inputs else self.draft.done()
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.build import build, remove
+from pipeline.build import build, build_task, remove
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
@@ -227,7 +227,8 @@ def test_force_deletes_nothing_before_the_inputs_and_the_tokenizer_are_found(tok
     write_jsonl(tmp_path / "c.jsonl", TEXTS)
     build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
     before = bytes_of(tmp_path / "s")
-    for there, name in ((tmp_path / "t.json", "c.jsonl"), (tokenizer, "d.jsonl")):
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    for there, name in ((tmp_path / "t.json", "c.jsonl"), (tokenizer, "d.jsonl"), (tokenizer, "cut.parquet")):
         with pytest.raises(SlwError):
             build(options(there, tmp_path / "s", tmp_path / name), force=True)
     (tmp_path / "mine").mkdir()
@@ -237,6 +238,26 @@ def test_force_deletes_nothing_before_the_inputs_and_the_tokenizer_are_found(tok
     assert bytes_of(tmp_path / "s") == before
     write_jsonl(tmp_path / "d.jsonl", TEXTS[:3])
     assert build(options(tokenizer, tmp_path / "s", tmp_path / "d.jsonl"), force=True).manifest.documents() == 3
+
+
+@pytest.mark.parametrize("array_job", [False, True])
+def test_a_build_that_is_refused_before_it_begins_leaves_nothing(tokenizer, tmp_path, array_job):
+    write_jsonl(tmp_path / "c.jsonl", TEXTS)
+    (tmp_path / "t.json").write_text("no tokenizer")
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "whole.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-5])
+    out = tmp_path / "s"
+    for asked in (
+        options(tmp_path / "nowhere.json", out, tmp_path / "c.jsonl"),
+        options(tmp_path / "t.json", out, tmp_path / "c.jsonl"),
+        options(tokenizer, out, tmp_path / "c.jsonl", eod="<no such token>"),
+        options(tokenizer, out, tmp_path / "d.jsonl"),
+        options(tokenizer, out, tmp_path / "cut.parquet"),
+        options(tokenizer, out, tmp_path / "c.jsonl", workers=0),
+    ):
+        with pytest.raises(SlwError):
+            build_task(asked, 1, 2) if array_job else build(asked)
+        assert not out.exists()
 
 
 def test_a_store_that_a_link_leads_to_is_built_anew_where_it_lies(tokenizer, tmp_path):
