@@ -1,5 +1,6 @@
 """Tuning: the search finds the largest calm ramp in few probes, and a killed one goes on without repeating any."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -21,7 +22,7 @@ from train.optimizer import learning_rate
 from train.probe import KEPT_NAME, Probe, probing
 from train.signals import StoppedEarly
 from train.tune import GRID, Settings, Space, choose, cost, space_of, tune
-from train.tuned import CHOSEN_NAME, PICTURE_NAME
+from train.tuned import CHOSEN_NAME, PICTURE_NAME, Cost, Tuned, render
 
 CALM = [(0, 5.0), (5, 4.0), (10, 3.0), (15, 2.5)]
 CHEAP = {"run__validation_tokens": 32, "batch__global_batch_sequences": 2}
@@ -197,6 +198,20 @@ def test_the_command_chooses_a_config_that_runs(store, tmp_path):
     other = CliRunner().invoke(main, [*command, "optimizer.lr=3e-3"])
     assert other.exit_code == 1
     assert "optimizer.lr: 0.002 there, 0.003 asked" in other.stderr
+
+
+@pytest.mark.parametrize(("wild", "noted"), [([], True), ([(8, 10)], True), ([(16, 40)], False)])
+def test_where_no_ramp_fluctuated_t_is_said_to_be_the_longest_that_was_tried(wild, noted):
+    tried = [(8, 10), (16, 10), (16, 20), (16, 40)]
+    probes = [Probe(*one, [*CALM, (20, 4.0)] if one in wild else CALM, diverged=False) for one in tried]
+    chosen = max(duration for start, duration in tried if start == 16 and (start, duration) not in wild)
+    tuned = Tuned("t", 16, chosen, 50, 1.3, 5, probes, Cost(4, 1, 1, 100), "")
+    assert bool(tuned.note) == bool(tuned.to_json()["note"]) == noted
+    told = render(dataclasses.replace(tuned, toml="[run]")).splitlines()
+    assert [line for line in told if "longest that is tried" in line] == ([f"note: {tuned.note}"] if noted else [])
+    assert ("T 40 " in str(tuned.note)) == noted
+    assert all(f"{word}: " in told[0] for word in ("L_s", "T", "ratio"))
+    assert "above 1.3" in told[0]
 
 
 def test_diverging_probes_choose_nothing_and_say_what_to_do(store, tmp_path):

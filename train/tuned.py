@@ -60,9 +60,21 @@ class Tuned:
     toml: str | None
     """The chosen config, whole."""
 
+    @property
+    def note(self) -> str | None:
+        """What to do where no ramp from the chosen L_s fluctuated: only the search has ended T then."""
+        of_start = [probe for probe in self.probes if probe.seqlen_start == self.seqlen_start]
+        if not self.duration_steps or any(probe.fluctuates(self.threshold) for probe in of_start):
+            return None
+        return (
+            f"nothing fluctuated: T {self.duration_steps:,} is no limit, only the longest that is tried; take 20 to "
+            "40 % of the steps, as the paper does, or tune with a higher optimizer.lr, more --multiples or a lower "
+            "--threshold"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; infinite ratios are None."""
-        value = dataclasses.asdict(self)
+        value = dataclasses.asdict(self) | {"note": self.note}
         value["cost"]["share"] = self.cost.share
         for probe, shown in zip(self.probes, value["probes"], strict=True):
             worst, step = probe.worst()
@@ -83,11 +95,16 @@ def render(tuned: Tuned) -> str:
         verdict = "fluctuates at the start" if at_start else "fluctuates" if fluctuates else "calm"
         worst, step = probe.worst()
         rows.append([f"{probe.seqlen_start:,}", f"{probe.duration_steps:,}", f"{worst:.3f}", f"{step:,}", verdict])
-    lines = [aligned(rows), "", f"cost: {tuned.cost}"]
+    words = (
+        "L_s: tokens of the first sequences; T: steps until they are full; ratio: validation perplexity over its "
+        f"best before, above {tuned.threshold:g} it fluctuates"
+    )
+    lines = [words, aligned(rows), "", f"cost: {tuned.cost}"]
     if tuned.toml and tuned.duration_steps and tuned.run_steps:
         lines += [
             f"chosen: L_s {tuned.seqlen_start:,}, T {tuned.duration_steps:,}, "
             f"{tuned.duration_steps / tuned.run_steps:.0%} of the run's {tuned.run_steps:,} steps",
+            *([f"note: {tuned.note}"] if tuned.note else []),
             f"ready to run: slw-train run {pasted(Path(tuned.dir) / CHOSEN_NAME)}",
             "",
             tuned.toml.rstrip(),
