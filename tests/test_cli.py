@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -41,6 +42,30 @@ def test_every_command_has_an_example_and_json(script, name, command):
 def test_a_module_that_is_run_is_its_command(module):
     done = subprocess.run([sys.executable, "-m", module, "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and "No such command 'nothing'" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+@pytest.mark.parametrize(("rank", "told"), [("0", "loading PyTorch\n"), ("1", "")])
+def test_a_run_says_that_it_loads_before_it_does(command, rank, told):
+    code = f"""
+import os, sys
+from train.cli import main
+
+class End:
+    @staticmethod
+    def find_spec(name, *rest):
+        if name == "torch":
+            sys.stderr.flush()
+            os._exit(7)
+
+sys.meta_path.insert(0, End)
+sys.argv[1:] = ["{command}", "run.toml", "--json"]
+main()
+"""
+    environment = {**os.environ, "RANK": rank}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", told)
+    assert "loading" not in call(train, command, "--help").output
 
 
 @pytest.mark.parametrize("package", ["pipeline", "train"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,7 @@ def run(
     slw-train run run.toml run.dir=runs/hot optimizer.lr=2e-3
     slw-train run run.toml --init-from-hf exported/slw     # the same as run.init_from_hf=exported/slw
     """
+    _say_loading()
     from train.config_file import load_config
     from train.distributed import together
     from train.loop import run as train
@@ -153,6 +155,12 @@ def run(
         _warn(f"stopped by {early.name} before the first step; the same command begins again, or goes on")
         sys.exit(STOPPED)
     ranks.exit(0 if outcome.finished else STOPPED)
+
+
+def _say_loading() -> None:
+    """One line, of the first rank alone, before PyTorch is imported: that takes seconds, from a cold disk many."""
+    if os.environ.get("RANK", "0") == "0":
+        _warn("loading PyTorch")
 
 
 def _warn(text: str) -> None:
@@ -206,6 +214,7 @@ def tune(
     slw-train tune run.toml
     slw-train tune run.toml optimizer.lr=2e-3 --out tuned && slw-train run tuned/chosen.toml
     """
+    _say_loading()
     from train.config_file import load_config
     from train.probe import Stopped
     from train.signals import STOPPED, StoppedEarly
