@@ -16,6 +16,8 @@ from pipeline.format import FORMAT_VERSION, TOKENIZER_NAME, Manifest, digest_byt
 
 EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]")
+OLDER_NAME = "vocab.json"
+"""The vocabulary in GPT-2 folders without a tokenizer.json."""
 CONFIG_NAMES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -56,7 +58,7 @@ def load_vocabulary(
             "no tokenizer here",
             where=path,
             allowed="a tokenizer.json, or a folder with one; names of a model hub are not looked up",
-            remedy="AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW) writes one, of older files too"
+            remedy=writing_remedy(path.parent)
             if folder
             else "check the path, or make one: slw-prep tokenizer INPUT... --out tokenizer.json",
         )
@@ -79,6 +81,15 @@ def load_vocabulary(
     bos_id = _special_id(tokenizer, bos, BOS_NAMES, path, "--bos", default=eod_id)
     added = tokenizer.get_added_tokens_decoder()
     return Vocabulary(data, max([lightened(data)[1], *(number + 1 for number in added)]), eod_id, bos_id)
+
+
+def writing_remedy(folder: Path) -> str:
+    """How to write the tokenizer.json that `folder` lacks: of its older files, where it has these."""
+    source, what = "MODEL", "MODEL: its name, or a folder with its older files"
+    if (folder / OLDER_NAME).is_file():
+        source, what = repr(str(folder)), f"it reads {OLDER_NAME}, merges.txt and config.json there"
+    command = f"AutoTokenizer.from_pretrained({source}).save_pretrained({str(folder)!r})"
+    return f"write it, in Python with transformers: {command} ({what})"
 
 
 def manifest_of(vocabulary: Vocabulary, parameters: dict[str, Any]) -> Manifest:

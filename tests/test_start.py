@@ -1,19 +1,21 @@
 """A run that begins with the weights of others: the same logits at step 0, the same tokens, then its own."""
 
 import json
+import re
 
 import pytest
 import torch
 from runs import as_toml, config_of, settings_of, tiny_store, tiny_tokenizer
-from tokenizers import Tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, TokenizerError
+from pipeline.vocabulary import load_vocabulary
 from train import loop
 from train.config_file import load_config
 from train.metrics import read_metrics
 from train.run import Run
-from train.trained import load_run
+from train.trained import load_hf, load_run
 
 IDS = torch.randint(0, 50, (3, 32), generator=torch.Generator().manual_seed(1))
 
@@ -100,3 +102,29 @@ def test_another_size_of_vocabulary_is_refused(store, folder, tmp_path):
         RunError, match=r"60 tokens there, 50 in the store[\s\S]*--tokenizer '.*their model/tokenizer.json'"
     ):
         started(store, folder)
+
+
+def test_what_is_said_of_a_folder_of_older_tokenizer_files_writes_its_tokenizer_json(store, folder):
+    (folder / "tokenizer.json").unlink()
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*characters, "he", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\n")
+    with pytest.raises(RunError, match="in the store") as refused:
+        started(store, folder)
+    said = [str(refused.value)]
+    for load, error in ((load_hf, RunError), (load_vocabulary, TokenizerError)):
+        with pytest.raises(error) as refused:
+            load(folder)
+        said.append(str(refused.value))
+    (command,) = {re.search(r"AutoTokenizer\.\S+", text).group() for text in said}
+    assert (
+        f"then build the store with its tokenizer: slw-prep build ... --tokenizer {folder}/tokenizer.json" in said[0]
+    )
+    eval(command, {"AutoTokenizer": AutoTokenizer})
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab() == vocabulary
+    assert load_vocabulary(folder).eod_id == vocabulary["<|endoftext|>"]
+    (folder / "vocab.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match=r"from_pretrained\(MODEL\)"):
+        load_vocabulary(folder)

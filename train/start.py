@@ -12,14 +12,12 @@ from tokenizers import Tokenizer
 from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from pipeline.shell import pasted
+from pipeline.vocabulary import OLDER_NAME, writing_remedy
 from train import huggingface
 from train.config import Config, ModelConfig
 from train.huggingface import Shape
 from train.model import GPT2
 from train.trained import TOKENIZER_NAME, load_hf_weights
-
-VOCABULARY_NAME = "vocab.json"
-"""The vocabulary in GPT-2 folders without a tokenizer.json."""
 
 
 def model_to_begin_with(
@@ -92,18 +90,19 @@ def _same_vocabulary(folder: Path, shape: Shape, store: Store, warn: Callable[[s
         odd = min(theirs.items() ^ ours.items(), key=lambda pair: pair[1])[0]
         said = f"{odd!r} is {theirs.get(odd, 'no token')} there, {ours.get(odd, 'no token')} in the store"
     if said:
-        tokenizer = pasted(folder / TOKENIZER_NAME)
+        tokenizer = folder / TOKENIZER_NAME
+        missing = "" if tokenizer.is_file() else f"{writing_remedy(folder)}; then "
         raise RunError(
             "the weights are for other tokens than the store's",
             where=folder,
             found=said,
-            remedy=f"build the store with its tokenizer: slw-prep build ... --tokenizer {tokenizer}",
+            remedy=f"{missing}build the store with its tokenizer: slw-prep build ... --tokenizer {pasted(tokenizer)}",
         )
 
 
 def _vocabulary(folder: Path) -> dict[str, Any] | None:
     if (path := folder / TOKENIZER_NAME).is_file():
         return dict(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True))
-    if (path := folder / VOCABULARY_NAME).is_file():
+    if (path := folder / OLDER_NAME).is_file():
         return dict(json.loads(path.read_bytes()))
     return None

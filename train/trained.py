@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import RunError
 from pipeline.reader import Store
+from pipeline.vocabulary import writing_remedy
 from train import checkpoint, huggingface
 from train.folder import config_of_run
 from train.huggingface import Shape
@@ -56,7 +57,7 @@ def load_hf(folder: Path) -> Trained:
         raise RunError(
             "no tokenizer here",
             where=folder / TOKENIZER_NAME,
-            remedy="write it there: AutoTokenizer.from_pretrained(NAME).save_pretrained(DIR)",
+            remedy=writing_remedy(folder),
         )
     model = GPT2(shape.model, shape.vocab_size, shape.positions)
     load_hf_weights(folder, shape, model)
