@@ -27,10 +27,11 @@ METRIC = "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics"
 TYPES = ("fixed_linear", "fixed_root", "fixed_discrete", "custom")
 
 
-def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """([curriculum], [batch]) of a DeepSpeed config, a dict or a JSON file; [batch] is empty without a batch size.
+def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict[str, int], list[str]]:
+    """([curriculum], [batch], keys not read) of a DeepSpeed config, a dict or a JSON file.
 
-    Raises ConfigError: no such file or schedule in it, a key missing, or a schedule that DeepSpeed gets wrong.
+    [batch] is empty without a batch size. Raises ConfigError: no such file or schedule in it, a key missing, or a
+    schedule that DeepSpeed gets wrong.
     """
     data, source = (
         (config, "the DeepSpeed config") if isinstance(config, dict) else (_read(Path(config)), str(config))
@@ -60,12 +61,8 @@ def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict
         else _growing(parameters, least, most, details, rooted=kind == "fixed_root")
     )
     size = data.get("train_batch_size")
-    return curriculum, {"global_batch_sequences": size} if isinstance(size, int) else {}
-
-
-def left_out(path: Path) -> list[str]:
-    """The keys of a DeepSpeed config that `translate` does not read."""
-    return [key for key in _read(path) if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
+    left_out = [key for key in data if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
+    return curriculum, {"global_batch_sequences": size} if isinstance(size, int) else {}, left_out
 
 
 def _growing(parameters: dict[str, Any], least: int, most: int, where: str, *, rooted: bool) -> dict[str, Any]:

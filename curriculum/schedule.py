@@ -155,7 +155,7 @@ class Schedule:
         """
         from curriculum.deepspeed import translate
 
-        curriculum, batch = translate(config)
+        curriculum, batch, _ = translate(config)
         if any(key in run for key in BATCH_KEYS):
             batch = {}
         return cls._made(curriculum.pop("pacing"), {**curriculum, **batch, **run})

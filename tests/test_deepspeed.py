@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import warnings
 
 import pytest
@@ -230,3 +231,14 @@ def test_the_command_names_what_it_does_not_take_over(tmp_path):
     assert "set batch.global_batch_sequences" in told.stderr
     config.write_text(json.dumps(legacy(ramp(8, 32, 20, 8))))
     assert CliRunner().invoke(main, ["plan", "--deepspeed", str(config)]).stderr == ""
+
+
+def test_the_config_may_be_a_pipe_which_is_read_once():
+    reader, writer = os.pipe()
+    os.write(writer, json.dumps({**legacy(ramp(8, 32, 20, 8)), "optimizer": {}}).encode())
+    os.close(writer)
+    told = CliRunner().invoke(main, ["plan", "--deepspeed", f"/dev/fd/{reader}", "--json"])
+    os.close(reader)
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["curriculum"]["pacing"] == "linear"
+    assert "optimizer" in told.stderr

@@ -96,12 +96,12 @@ def plan(
 
 def _translated(deepspeed: Path, *, alone: bool, as_json: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its [curriculum] and [batch], printed, and what of it is not taken over; `alone`: no TOML says the rest."""
-    from curriculum.deepspeed import left_out, translate
+    from curriculum.deepspeed import translate
     from curriculum.settings import as_toml
 
-    curriculum, batch = translate(deepspeed)
-    if others := left_out(deepspeed):
-        _warn(f"not taken over from {deepspeed}: {', '.join(others)}")
+    curriculum, batch, left_out = translate(deepspeed)
+    if left_out:
+        _warn(f"not taken over from {deepspeed}: {', '.join(left_out)}")
     if alone and not batch:
         _warn("train_batch_size there is no whole number: set batch.global_batch_sequences yourself")
     tables = {"curriculum": curriculum, "batch": batch}
