@@ -11,6 +11,11 @@ import threading
 from pipeline.reader import Store
 
 SHARE = 4
+"""Groups as large as the next one that the cache must have room for, or the next would push out what is being dealt.
+
+Two are in use, the one that is dealt and the next; two more are room for a larger one and for others in the cache,
+such as another source's.
+"""
 
 
 class ReadAhead:
