@@ -272,6 +272,12 @@ def test_a_folder_of_indexed_datasets_says_how_to_name_them(tokenizer, tmp_path)
     pasted = str(refused.value).rpartition("slw-prep import ")[2].split()
     bring(tokenizer, tmp_path / "out", *pasted)
     assert stored(tmp_path / "out") == [[1, 2, 0]] * 2
+    (tmp_path / "in" / "vocab.json").unlink()  # is no table
+    pq.write_table(pa.table({"input_ids": [[3, 4]]}), tmp_path / "in" / "x.parquet")
+    with pytest.raises(CorpusError, match="--format hf for the tables"):
+        bring(tokenizer, tmp_path / "tables", tmp_path / "in")
+    bring(tokenizer, tmp_path / "tables", tmp_path / "in", format="hf")
+    assert stored(tmp_path / "tables") == [[3, 4, 0]]
 
 
 def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
