@@ -71,19 +71,7 @@ def make_batches(
     `rows` but the last fill their batch; that one is padded at its end. `targets` (labels of all ranks) is passed on.
     Raises StoreError at the first use of a damaged shard, ConfigError where `allocate` gives something else.
     """
-    shape = (3, len(rows), sequences, seqlen)
-    arrays = allocate(shape)
-    if not isinstance(arrays, np.ndarray) or (
-        arrays.shape != shape or arrays.dtype not in (np.int64, np.int32) or not arrays.flags.c_contiguous
-    ):
-        found = type(arrays).__name__
-        if isinstance(arrays, np.ndarray):
-            found += f" of {arrays.dtype} {list(arrays.shape)}, C-contiguous: {arrays.flags.c_contiguous}"
-        raise ConfigError(
-            "`allocate` returned an array that does not do",
-            found=found,
-            allowed=f"ndarray of int64 or int32 {list(shape)}, C-contiguous",
-        )
+    arrays = _allocated(allocate, (3, len(rows), sequences, seqlen))
     length = np.concatenate([batch.length for batch in rows])
     inputs, labels, positions = arrays.reshape(3, -1)
     filled = int(length.sum())
@@ -111,6 +99,23 @@ def make_batches(
         )
         for index, (begin, end, most) in enumerate(zip(first, first[1:], longest, strict=False))
     ]
+
+
+def _allocated(allocate: Allocate, shape: tuple[int, ...]) -> np.ndarray:
+    """What `allocate` gives for `shape`. Raises ConfigError where batches cannot be written into it."""
+    arrays = allocate(shape)
+    if not isinstance(arrays, np.ndarray) or (
+        arrays.shape != shape or arrays.dtype not in (np.int64, np.int32) or not arrays.flags.c_contiguous
+    ):
+        found = type(arrays).__name__
+        if isinstance(arrays, np.ndarray):
+            found += f" of {arrays.dtype} {list(arrays.shape)}, C-contiguous: {arrays.flags.c_contiguous}"
+        raise ConfigError(
+            "`allocate` returned an array that does not do",
+            found=found,
+            allowed=f"ndarray of int64 or int32 {list(shape)}, C-contiguous",
+        )
+    return arrays
 
 
 def with_attention_window(batch: Batch, window: int | None, positions: str) -> Batch:

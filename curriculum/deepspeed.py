@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,9 @@ def _growing(parameters: dict[str, Any], least: int, most: int, where: str, *, r
         reached = math.floor((float(step) / duration) ** (1.0 / degree) * (most - least) + least)
         return int(min(reached - reached % multiple, most))
 
-    points = [(0, seqlen(1))]
-    while points[-1][1] < most:
-        low, high = points[-1][0] + 1, duration  # the first step, from 1, with more than the last length
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if seqlen(middle) > points[-1][1] else (middle + 1, high)
-        points.append((low - 1, seqlen(low)))
     if least == most:
         return {"pacing": "constant", "seqlen": least}
+    points = _points(seqlen, most, duration)
     settings = {
         "seqlen_start": least,
         "seqlen_end": most,
@@ -108,10 +103,22 @@ def _growing(parameters: dict[str, Any], least: int, most: int, where: str, *, r
     }
     if least % multiple == 0 and degree == int(degree):
         exact = linear(**settings) if degree == 1 else root(**settings, degree=int(degree))
-        if exact.points == tuple(points):
+        if exact.points == points:
             named = {"pacing": "linear"} if degree == 1 else {"pacing": "root", "degree": int(degree)}
             return {**named, **settings}
     return {"pacing": "table", "table": [list(point) for point in points]}
+
+
+def _points(seqlen: Callable[[int], int], most: int, duration: int) -> tuple[tuple[int, int], ...]:
+    """(step from 0, length) where `seqlen`, a function of steps from 1, has risen; it is `most` at `duration`."""
+    points = [(0, seqlen(1))]
+    while points[-1][1] < most:
+        low, high = points[-1][0] + 1, duration  # the first step, from 1, with more than the last length
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if seqlen(middle) > points[-1][1] else (middle + 1, high)
+        points.append((low - 1, seqlen(low)))
+    return tuple(points)
 
 
 def _discrete(parameters: dict[str, Any], least: int, most: int, where: str) -> dict[str, Any]:

@@ -156,14 +156,7 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
     space = space_of(config, schedule.total_steps, settings)
     likely, most = cost(config, space, tokens, held_out.tokens)
     warn(f"tuning will likely take {likely}; at most {most}")
-    if likely.share > settings.most_share:
-        raise ConfigError(
-            "tuning would cost too much beside the run",
-            found=str(likely),
-            allowed=f"{settings.most_share:.0%} of the run",
-            remedy=f"--most-share {math.ceil(100 * likely.share) / 100:g} takes it; cheaper are fewer --multiples ("
-            f"{settings.multiples}) or --validations ({settings.validations}), a smaller run.validation_tokens",
-        )
+    _check_cost(likely, settings)
     if force and (out / KEPT_NAME).is_file():
         remove_tree(out)
     try:
@@ -190,3 +183,14 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
         ),
         toml=toml_of(data) if data else None,
     )
+
+
+def _check_cost(likely: Cost, settings: Settings) -> None:
+    if likely.share > settings.most_share:
+        raise ConfigError(
+            "tuning would cost too much beside the run",
+            found=str(likely),
+            allowed=f"{settings.most_share:.0%} of the run",
+            remedy=f"--most-share {math.ceil(100 * likely.share) / 100:g} takes it; cheaper are fewer --multiples ("
+            f"{settings.multiples}) or --validations ({settings.validations}), a smaller run.validation_tokens",
+        )
