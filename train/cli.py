@@ -159,7 +159,7 @@ def run(
 
 def _say_loading() -> None:
     """One line, of the first rank alone, before PyTorch is imported: that takes seconds, from a cold disk many."""
-    if os.environ.get("RANK", "0") == "0":
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         _warn("loading PyTorch")
 
 
