@@ -6,6 +6,8 @@ export likewise. Neither holds more than a shard in memory. A store, exported an
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +82,7 @@ def import_tokens(
     check_fraction(options.validation_fraction)
     if options.unit_bytes < 1:
         raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")
-    named = in_order(options.inputs, options.sources)
+    named = _once(in_order(options.inputs, options.sources))
     vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
     with new_folder(options.out, marker=MANIFEST_NAME, force=options.force) as folder:
         work = _Import(folder, named, options, vocabulary, progress)
@@ -99,13 +101,13 @@ def reader_of(name: str, options: ImportOptions) -> TokenReader:
     prefix = megatron.prefix_of(Path(name))
     if prefix is not None and is_remote(name):
         raise CorpusError("an indexed dataset is read from a local disk", where=name, remedy="copy both files first")
-    if prefix is None and options.format != "hf" and (indices := sorted(Path(name).glob("*.idx"))):
+    if options.format != "hf" and (indices := _indices(name)):
         prefixes = [pasted(index.with_suffix("")) for index in indices]
         raise CorpusError(
-            "a folder of indexed datasets: each is an input of its own",
+            "several indexed datasets in one input: each is an input of its own",
             where=name,
             found=amount(len(indices), ".idx file"),
-            allowed="PREFIX, PREFIX.bin or PREFIX.idx; --format hf for the tables of the folder",
+            allowed="PREFIX, PREFIX.bin or PREFIX.idx; --format hf for the tables beside them",
             remedy=f"slw-prep import {' '.join(prefixes[:3])}{' ...' * (len(prefixes) > 3)}",
         )
     if options.format == "hf" or (options.format is None and prefix is None):
@@ -113,6 +115,31 @@ def reader_of(name: str, options: ImportOptions) -> TokenReader:
     if options.id_column is not None:
         raise ConfigError("a Megatron dataset has no ids", where=name, remedy="leave --id-column out")
     return megatron.IndexedDataset(prefix or Path(name))
+
+
+def _once(named: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """`named` (source, path) without what is there already: PREFIX.bin after PREFIX.idx, a path again.
+
+    Raises ConfigError where it is there under another source.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for source, name in named:
+        key = name if is_remote(name) else os.path.realpath(megatron.prefix_of(Path(name)) or name)
+        first, _ = found.setdefault(key, (source, name))
+        if first != source:
+            raise ConfigError(
+                "an input in two sources", where=name, found=f"{first} and {source}", remedy="leave it out of one"
+            )
+    return list(found.values())
+
+
+def _indices(name: str) -> list[Path]:
+    """The .idx of the indexed datasets in the folder or of the pattern `name`; none where that is one itself."""
+    path = Path(name)
+    if path.is_dir() and not path.with_name(f"{path.name}.idx").is_file():
+        return sorted(path.glob("*.idx"))
+    matching = [] if path.exists() else glob.glob(name, recursive=True)  # noqa: PTH207  # may be absolute
+    return sorted(Path(one) for one in matching if one.endswith(".idx"))
 
 
 def export_megatron(

@@ -15,7 +15,7 @@ from test_cli import call
 from test_megatron import write_megatron
 
 from pipeline.cli import main as prep
-from pipeline.errors import CorpusError, SlwError, StoreError
+from pipeline.errors import ConfigError, CorpusError, SlwError, StoreError
 from pipeline.held_out import are_held_out
 from pipeline.interop import ImportOptions, export_huggingface, export_megatron, import_tokens
 from pipeline.megatron import IndexedDataset
@@ -266,9 +266,9 @@ def test_a_folder_of_indexed_datasets_says_how_to_name_them(tokenizer, tmp_path)
     for name in ("en", "de.v1"):
         write_megatron(tmp_path / "in" / name, [[1, 2]])
     (tmp_path / "in" / "vocab.json").write_text("{}")
-    for form in (None, "megatron"):
+    for form, name in ((None, "in"), ("megatron", "in"), (None, "in/*"), (None, "*/*.idx"), ("megatron", "in/*.idx")):
         with pytest.raises(CorpusError, match="each is an input of its own") as refused:
-            bring(tokenizer, tmp_path / "out", tmp_path / "in", format=form)
+            bring(tokenizer, tmp_path / "out", tmp_path / name, format=form)
     pasted = str(refused.value).rpartition("slw-prep import ")[2].split()
     bring(tokenizer, tmp_path / "out", *pasted)
     assert stored(tmp_path / "out") == [[1, 2, 0]] * 2
@@ -278,6 +278,16 @@ def test_a_folder_of_indexed_datasets_says_how_to_name_them(tokenizer, tmp_path)
         bring(tokenizer, tmp_path / "tables", tmp_path / "in")
     bring(tokenizer, tmp_path / "tables", tmp_path / "in", format="hf")
     assert stored(tmp_path / "tables") == [[3, 4, 0]]
+
+
+def test_an_input_that_is_named_twice_is_read_once(tokenizer, tmp_path):
+    for name in ("x", "y"):
+        write_megatron(tmp_path / name, [[1, 2]])
+    bring(tokenizer, tmp_path / "out", *(tmp_path / name for name in ("x.bin", "x.idx", "y.bin", "y.idx", "x")))
+    assert stored(tmp_path / "out") == [[1, 2, 0]] * 2
+    sources = (("a", str(tmp_path / "x.bin")), ("b", str(tmp_path / "x.idx")))
+    with pytest.raises(ConfigError, match=r"an input in two sources\s+where: .*x\.idx\s+found:   a and b"):
+        bring(tokenizer, tmp_path / "two", sources=sources)
 
 
 def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
