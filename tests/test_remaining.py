@@ -1,10 +1,13 @@
 """The progress line: every part, what fits, and a time left that follows tokens."""
 
+from unittest import mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.report import RECENT_S, TimeLeft, detail, duration, quantity
+from curriculum.schedule import Schedule
+from train.report import RECENT_S, Report, TimeLeft, detail, duration, quantity
 
 LINE = {"step": 1200, "seqlen": 256, "tokens_seen": 4_560_000, "loss": 3.2149, "loss_ratio": 1.018}
 LINE |= {"tokens_per_s": 123_456.0, "mfu": 0.412}
@@ -42,6 +45,15 @@ def test_time_left_is_that_of_the_remaining_tokens_at_the_recent_rate():
     assert found == pytest.approx((1_000_000 - 402_000) / 1000)
     assert now - 10 > RECENT_S
     assert left.update(1_000_001, 1_000_000) == 0
+
+
+def test_a_run_whose_last_step_goes_beyond_total_tokens_ends_at_100_percent():
+    schedule = Schedule.constant(seqlen=100, global_batch_sequences=10, total_tokens=2100)
+    report = Report(mock.Mock(), 0, silent=True)
+    report._progress = mock.Mock(width=100)
+    for tokens in (1000, 2000, 3000):
+        report.show({**LINE, "tokens_seen": tokens}, schedule, None)
+    assert [call.args[0] for call in report._progress.update.call_args_list] == [1000 / 3000, 2000 / 3000, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Report:
     def show(self, line: dict[str, Any], schedule: Schedule, validation: float | None) -> None:
         """How far the run is, after the step of `line`."""
         if self._progress:
-            total = schedule.total_tokens or 1
+            total = schedule.tokens_before(schedule.total_steps)  # the last step may go beyond total_tokens
             left_s = self._left.update(line["tokens_seen"], total)
             text = detail(line, schedule.total_steps, validation, left_s, self._progress.width)
             self._progress.update(line["tokens_seen"] / total, text)
