@@ -210,7 +210,7 @@ class CurriculumLoader:
                 raise RunError(
                     f"the loader's state is of another {name}",
                     found=state.get(name),
-                    allowed=f"{value} (this loader)",
+                    allowed=f"{value} (this loader{f', {self.store.path}' if name == 'store' else ''})",
                     remedy="resume with what the state was made with, or begin another run",
                 )
         if not state.get("schedules") or type(state.get("step")) is not int:

@@ -85,6 +85,7 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("run.dir=5", "a path$"),
         ('optimizer.lr="3e-3"', '^bad value of optimizer.lr: found "3e-3"; allowed: a number, without quotes\n'),
         ("mixture.books=", "did you mean mixture.NAME"),
+        ("model.hidden_size=8", "allowed: model.preset, model.layers, model.width, [^\n]*, model.init\n"),
     ],
 )
 def test_mistakes_are_refused_with_what_is_allowed(toml, override, message):

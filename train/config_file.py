@@ -137,11 +137,13 @@ def _unknown(key: str, where: str) -> ConfigError:
     close = difflib.get_close_matches(key, keys, 1, 0.5)
     near_leaves = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], list(leaves), 1, 0.5)
     close = close or [leaves[leaf] for leaf in near_leaves]
+    table, dot, _ = key.partition(".")
+    beside = [known for known in keys if dot and known.startswith(f"{table}.")]
     return ConfigError(
         "unknown key",
         where=where,
         found=key,
-        allowed=None if close else ", ".join(keys),
+        allowed=", ".join(beside or keys) if beside or not close else None,
         remedy=f"did you mean {close[0]}?" if close else None,
     )
 
