@@ -1,15 +1,6 @@
-"""Items of 1..seqlen tokens into rows: first groups that fill rows exactly, then best-fit decreasing.
+"""Items of 1..seqlen tokens into rows: first groups that fill rows exactly (`recipes`), then best-fit decreasing.
 
-Items of equal length are alike, so the work is done per length and copied to the items:
-
-    count       12 x 700   9 x 300   40 x 24           seqlen 1024
-    a row       700 + 300 + 24                         found once ...
-    9 rows      700 + 300 + 24, nine times             ... made as often as the counts allow
-    count        3 x 700             31 x 24
-
-A row so found is a *recipe*; making it as often as may be uses a length up, so there are few: a million items of
-2,048 lengths need some thousands. Which lengths are left is a set of bits, beside it the same set mirrored: whether
-two items add up to a gap is 64 pairs an operation. Price: 40 ns a length in a recipe, 1-4 ns an item, and copying.
+Price: 1-4 ns an item, beside the recipes, and copying.
 """
 
 from __future__ import annotations
@@ -19,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from pipeline.bits import flip, has, highest_up_to, lowest, lowest_from, word_from
+from pipeline.bits import flip, lowest_from
+from pipeline.recipes import Recipes, close_exactly
 
 ROWS_AT_ONCE = 4
 """Most rows that one group of items may fill exactly together."""
-CLOSING_PAIRS = 4096
-"""Most pairs looked at to close a row: bounds a search at very long sequences."""
 
 
 class Stock(NamedTuple):
@@ -47,18 +37,6 @@ class Groups(NamedTuple):
     """int64 [groups + 1]"""
     used: np.ndarray
     """int64 [groups]: tokens of each."""
-
-
-class _Search(NamedTuple):
-    """What a search for items of `total` tokens goes by."""
-
-    left: np.ndarray
-    """See `Stock`."""
-    present: np.ndarray
-    """uint64 [words]: bit n is set where some of length n are left; a word of zeros follows, for `word_from`."""
-    mirrored: np.ndarray
-    """The same set with bit total - n for n."""
-    total: int
 
 
 @njit(nogil=True, cache=True)
@@ -99,19 +77,32 @@ def room_for(items: int) -> Groups:
 @njit(nogil=True, cache=True)
 def _close(stock: Stock, total: int, groups: Groups, made: int) -> int:
     """Append groups of exactly `total` tokens to the `made` so far; returns how many there are then."""
+    cursor = stock.after - stock.left
+    return int(append(close_exactly(stock.left, total), total, stock.order, cursor, groups, made))
+
+
+@njit(nogil=True, cache=True)
+def append(recipes: Recipes, total: int, order: np.ndarray, cursor: np.ndarray, groups: Groups, made: int) -> int:
+    """Append the groups of `recipes` that have `total` tokens to the `made` so far; returns how many there are then.
+
+    order[cursor[size]] is the next item of each length, see `Stock`; `cursor` moves on.
+    """
+    part, end, times = recipes
     entry, begin, used = groups
-    n, first, cursor = begin[made], 0, stock.after - stock.left
-    part, end, times = close_exactly(stock.left, total)
+    n, first = begin[made], 0
     for recipe in range(len(end)):
+        parts = part[first : end[recipe]]
+        first = end[recipe]
+        if parts.sum() != total:
+            continue
         for _ in range(times[recipe]):
-            for size in part[first : end[recipe]]:
-                entry[n] = stock.order[cursor[size]]
+            for size in parts:
+                entry[n] = order[cursor[size]]
                 cursor[size] += 1
                 n += 1
             used[made] = total
             made += 1
             begin[made] = n
-        first = end[recipe]
     return made
 
 
@@ -135,102 +126,6 @@ def longest_first(lengths: np.ndarray, seqlen: int) -> Stock:
             order[cursor[lengths[i]]] = i << 32 | lengths[i]
             cursor[lengths[i]] += 1
     return Stock(order, left, after)
-
-
-@njit(nogil=True, cache=True)
-def close_exactly(left: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups of items that make up exactly `total` tokens, a row or several, as recipes. Takes them from `left`.
-
-    Recipe r makes times[r] groups of the lengths part[end[r - 1]:end[r]]; returns (part, end, times), int64. A group
-    begins with the longest item left. While no single item and no pair (the most unequal first) closes it, it takes
-    the longest item that fits; where none does, its first item and all others of that length are set aside.
-    """
-    longest, words = len(left) - 1, total // 64 + 4
-    search = _Search(left, np.zeros(words, dtype=np.uint64), np.zeros(words, dtype=np.uint64), total)
-    for size in range(1, longest + 1):
-        if left[size] > 0:
-            _flip(search, size)
-    chosen = np.empty(total, dtype=np.int64)
-    taken = np.zeros(longest + 1, dtype=np.int64)  # by one group, of each length
-    part, end, times = np.empty((3, left.sum()), dtype=np.int64)
-    n = recipes = 0
-    aside = longest + 1  # the shortest length set aside
-    for size in range(longest, 0, -1):
-        while left[size] > 0:
-            parts, closed = _choose(search, taken, size, aside, chosen)
-            most = len(part)
-            for one in chosen[:parts]:  # give back; the same parts make as many groups as the scarcest allows
-                if taken[one] > 0:
-                    if left[one] == 0:
-                        _flip(search, one)
-                    left[one] += taken[one]
-                    most = min(most, left[one] // taken[one])
-                    taken[one] = 0
-            if not closed:
-                aside = size
-                break
-            for one in chosen[:parts]:
-                part[n] = one
-                n += 1
-                left[one] -= most
-            for one in chosen[:parts]:
-                if left[one] == 0 and has(search.present, one):
-                    _flip(search, one)
-            end[recipes], times[recipes] = n, most
-            recipes += 1
-    return part[:n], end[:recipes], times[:recipes]
-
-
-@njit(nogil=True, cache=True)
-def _flip(search: _Search, size: int) -> None:
-    """Some of this length are left now and none were, or the other way round."""
-    flip(search.present, size)
-    flip(search.mirrored, search.total - size)
-
-
-@njit(nogil=True, cache=True)
-def _choose(search: _Search, taken: np.ndarray, first: int, aside: int, chosen: np.ndarray) -> tuple[int, bool]:
-    """Take lengths that begin with `first` into `chosen`: (how many, whether they add up to the total).
-
-    Of lengths between `first` and `aside` none are left.
-    """
-    left, parts, gap = search.left, 0, search.total
-    one, two = first, 0
-    while one > 0:
-        for part in (one, two):
-            if part > 0:
-                chosen[parts] = part
-                parts += 1
-                gap -= part
-                left[part] -= 1
-                taken[part] += 1
-                if left[part] == 0:
-                    _flip(search, part)
-        if gap == 0:
-            return parts, True
-        one, two = gap, 0
-        longest = min(first, gap - 1) if gap <= aside else gap - 1
-        if gap >= len(left) or left[gap] == 0:
-            one, two = _pair(search, gap, longest)
-        if one == 0:
-            one = highest_up_to(search.present, longest)
-    return parts, False
-
-
-@njit(nogil=True, cache=True)
-def _pair(search: _Search, gap: int, longest: int) -> tuple[int, int]:
-    """The most unequal two lengths left, up to `longest`, that add up to `gap`; (0, 0) where there are none."""
-    limit = min(gap // 2, CLOSING_PAIRS)
-    for word in range((gap - longest) // 64, limit // 64 + 1):
-        # Bit `two` of the first: `two` is left. Bit `two` of the second: `gap - two` is left.
-        both = search.present[word] & word_from(search.mirrored, search.total - gap + 64 * word)
-        if both != 0:
-            two = 64 * word + lowest(both)
-            one = gap - two
-            if two > limit or (one == two and search.left[one] < 2):
-                break
-            return one, two
-    return 0, 0
 
 
 @njit(nogil=True, cache=True)

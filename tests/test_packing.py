@@ -1,5 +1,6 @@
 """The packer: nothing lost, nothing padded, equal to a slow and obvious twin."""
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.bits import highest_up_to, lowest_from, word_from
 from pipeline.errors import ConfigError
-from pipeline.fitting import best_fit, close_exactly, fill_rows, longest_first, room_for
+from pipeline.fitting import best_fit, fill_rows, longest_first, room_for
 from pipeline.packing import _spare, _whole_sequences, least_cuts, least_excess_cuts, pack, place
+from pipeline.recipes import LEAST_TIMES, close_exactly, pairs_and_threes
 
 ITEMS = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])).flatmap(
     lambda seqlen: st.tuples(st.just(seqlen), st.lists(st.integers(1, seqlen), max_size=60))
@@ -49,6 +51,43 @@ def test_best_fit_equals_its_slow_twin(case):
     groups = room_for(len(lengths))
     rows = best_fit(longest_first(np.array(lengths, dtype=np.int64), seqlen), seqlen, groups, 0)
     assert (bins_of(groups, rows, len(lengths)), groups.used[:rows].tolist()) == slow_best_fit(lengths, seqlen)
+
+
+def slow_pairs_and_threes(lengths, seqlen):
+    """(lengths of a group, how often) by trying every pair; what is left of each length."""
+    left, made, tried = Counter(lengths), [], set()
+    for small in range(1, seqlen // 2 + 1):
+        pair = Counter([seqlen - small, small])
+        made.append((pair, min(left[size] // parts for size, parts in pair.items())))
+        left.subtract({size: parts * made[-1][1] for size, parts in pair.items()})
+    while first := max(left.keys() - tried, key=lambda size: (left[size], -size), default=0):
+        others = [size for size in left if size != first and size not in tried]
+        threes = [
+            (-min(left[small], large_left), first + small + large, small, large)
+            for small in others
+            for large, large_left in left.items()
+            if small < large and large in others and first + small + large in (seqlen, 2 * seqlen)
+        ]
+        scarcer, _, small, large = min(threes, default=(0, 0, 0, 0))
+        if min(left[first], -scarcer) < LEAST_TIMES:
+            if left[first] < LEAST_TIMES:
+                break
+            tried.add(first)
+            continue
+        made.append((Counter([first, small, large]), min(left[first], -scarcer)))
+        left.subtract(dict.fromkeys((first, small, large), made[-1][1]))
+    return [(group, times) for group, times in made if times], left
+
+
+@given(st.integers(2, 40), st.lists(st.tuples(st.integers(1, 39), st.integers(1, 9)), max_size=40))
+def test_pairs_and_threes_equal_their_slow_twin(seqlen, heaps):
+    lengths = [size % seqlen for size, copies in heaps for _ in range(copies) if size % seqlen]
+    left = np.bincount(lengths, minlength=seqlen + 1) if lengths else np.zeros(seqlen + 1, dtype=np.int64)
+    part, end, times = pairs_and_threes(left, seqlen)
+    groups = [Counter(sizes.tolist()) for sizes in np.split(part, end[:-1])] if len(end) else []
+    made, rest = slow_pairs_and_threes(lengths, seqlen)
+    assert list(zip(groups, times.tolist(), strict=True)) == made
+    assert left.tolist() == [rest[size] for size in range(seqlen + 1)]
 
 
 def slow_close_exactly(lengths, total):
@@ -198,20 +237,20 @@ def excess_cuts(lengths, seqlen):
     return len(pack(lengths, seqlen).document) - len(lengths) - least_cuts(lengths, seqlen)
 
 
-@pytest.mark.parametrize(("seqlen", "most"), [(64, 0.007), (128, 0.009), (256, 0.004), (1024, 0.001)])
+@pytest.mark.parametrize(("seqlen", "most"), [(64, 0.0055), (128, 0.0055), (256, 0.0015), (1024, 0.0005)])
 def test_excess_cuts_are_rare_when_a_whole_store_is_packed(seqlen, most):
     for seed in range(5):
         lengths = np.random.default_rng(seed).lognormal(6, 1.1, 100_000).astype(np.int64) + 1
         assert 0 <= excess_cuts(lengths, seqlen) <= most * len(lengths)
 
 
-@pytest.mark.parametrize("seqlen", [64, 128])
-def test_excess_cuts_are_near_the_least_where_few_pieces_have_a_counterpart(seqlen):
+@pytest.mark.parametrize(("seqlen", "most"), [(64, 1.2), (128, 1.1), (256, 1.1)])
+def test_excess_cuts_are_near_the_least_where_few_pieces_have_a_counterpart(seqlen, most):
     """Lengths that come in heaps, as with a corpus whose documents were drawn several times."""
     seen = np.random.default_rng(0).lognormal(6, 1.1, 10_000).astype(np.int64) + 1
     lengths = np.random.default_rng(1).choice(seen, 100_000)
     least = least_excess_cuts(lengths, seqlen)
-    assert 0 < least <= excess_cuts(lengths, seqlen) <= 1.35 * least
+    assert 0 < least <= excess_cuts(lengths, seqlen) <= most * least
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 12))
