@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 AHEAD_TOKENS = 2048
 """How far ahead of the copying cache lines are prefetched: a small part of the first-level cache."""
 LINE_BYTES = 64
+NOT_READY = -1
 BLOCK_TOKENS = 2048
 """Tokens put together in the first-level cache before they are written to the batch: 16 or 24 KB."""
 
@@ -107,6 +108,7 @@ def _gather_kernel(token: Any) -> Any:
         starts: np.ndarray,
         offsets: np.ndarray,
         tokens: np.ndarray,
+        ready: np.ndarray,
         document: np.ndarray,
         start: np.ndarray,
         length: np.ndarray,
@@ -118,7 +120,8 @@ def _gather_kernel(token: Any) -> Any:
         """Copy pieces one after another; returns how many: none after one outside its document, which is the result.
 
         Per shard, int64 [shards (+ 1)]: `starts` its first document, `offsets` and `tokens` the addresses of its list
-        offsets and of its tokens. All shards of `document` must be mapped.
+        offsets and of its tokens; bool `ready`, whether they may be read. Copies nothing and returns NOT_READY where
+        those of a shard of `document` may not.
         """
         address = np.empty(len(document), dtype=np.int64)  # of the token before each piece
         for piece in range(len(document)):
@@ -126,6 +129,8 @@ def _gather_kernel(token: Any) -> Any:
             if not 0 <= document[piece] < starts[-1]:
                 return piece
             shard = np.searchsorted(starts, document[piece], side="right") - 1
+            if not ready[shard]:
+                return NOT_READY
             item = document[piece] - starts[shard]
             bounds = carray(_pointer(offsets[shard], np.int64(0)), (item + 2,))
             begin = bounds[item]

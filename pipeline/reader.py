@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ REQUESTS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class _Held:
-    """Shards in use: as long as this lives, the addresses of their offsets and tokens are mapped."""
+    """Shards in use: as long as this lives, those that are ready are mapped."""
 
-    addresses: tuple[np.ndarray, np.ndarray]
-    maps: list[np.ndarray] = field(default_factory=list)
+    shards: tuple[np.ndarray, np.ndarray, np.ndarray]
+    """The addresses of their offsets and of their tokens, and whether they are ready."""
+    maps: Sequence[np.ndarray]
 
 
 class Store:
@@ -206,16 +208,19 @@ class Store:
         `length` are int64 [pieces], the others int32 or int64 [sum of lengths]. Raises StoreError at the first use of
         a damaged shard.
         """
-        from pipeline.gather import gather_uint16, gather_uint32  # numba: 0.3 s that looking at a store need not pay
+        from pipeline.gather import NOT_READY, gather_uint16, gather_uint32  # numba: 0.3 s that `info` need not pay
 
         positions = np.empty_like(labels) if positions is None else positions
         sizes = {len(inputs), len(labels), len(positions), int(length.sum())}
         assert len(sizes) == 1, f"buffers and pieces differ in size: {sizes}"
-        held = self._use_shards_of(document)
         kernel = gather_uint16 if self._dtype.itemsize == 2 else gather_uint32
-        copied = kernel(
-            self._starts, *held.addresses, document, start, length, self.manifest.bos_id, inputs, labels, positions
-        )
+        pieces = (document, start, length, self.manifest.bos_id, inputs, labels, positions)
+        copied = NOT_READY
+        if self._cache is None:  # what is mapped stays so
+            copied = kernel(self._starts, *self._held().shards, *pieces)
+        if copied == NOT_READY:
+            held = self._use_shards_of(document)
+            copied = kernel(self._starts, *held.shards, *pieces)
         assert copied == len(document), f"piece {copied} is outside its document"
 
     def read_ahead(self, index: int) -> None:
@@ -232,8 +237,6 @@ class Store:
 
     def _use_shards_of(self, document: np.ndarray) -> _Held:
         """Make ready the shards of documents `document`, int64 [pieces]; they are mapped while the result is held."""
-        if self._cache is None and self._ready.all():
-            return _Held((self._offsets_at, self._tokens_at))
         assert document.min(initial=0) >= 0 and document.max(initial=0) < self.documents, "no such document"
         return self._use_shards(np.unique(np.searchsorted(self._starts, document, side="right") - 1).tolist())
 
@@ -247,10 +250,11 @@ class Store:
                 mapped = [(self.shards[i], self._local(self.shards[i]), self._tokens_of(i)) for i in fresh]
                 self._verified.read(mapped, _remedy(self.path))  # what the cache fetched is, and in memory
             self._ready[fresh] = True
-            if self._cache is None:
-                return _Held((self._offsets_at, self._tokens_at))
-            maps = [self._offsets[index] for index in indices]
-            return _Held((self._offsets_at.copy(), self._tokens_at.copy()), maps)
+            return self._held([self._offsets[index] for index in indices])
+
+    def _held(self, maps: Sequence[np.ndarray] = ()) -> _Held:
+        """What is ready now. Copies, as other threads map and unmap."""
+        return _Held((self._offsets_at.copy(), self._tokens_at.copy(), self._ready.copy()), maps)
 
     def _tokens_of(self, index: int) -> tuple[int, int]:
         """Address and bytes of the tokens of a shard that is mapped."""
