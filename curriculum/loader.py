@@ -227,7 +227,7 @@ class CurriculumLoader:
     def _chunks_to_make(self) -> Iterator[Callable[[], list[Batch]]]:
         """This rank's batches from `self.step` on, in runs of one shape and about CHUNK_TOKENS, at least one each."""
         schedule, rows, targets, end = self.schedule, list[Packed](), list[int](), 0
-        for step, packed in plan_steps(self.order, self.step, self._read_ahead.begin):
+        for step, packed in plan_steps(self.order, self.step, self._read_ahead.expect):
             if not rows:
                 first, last = self.own_rows(step)
                 seqlen, sequences = schedule.seqlen(step), schedule.sequences(step)
@@ -245,6 +245,7 @@ class CurriculumLoader:
         (first, last), schedule = self.own_rows(step), self.schedule
         shape = {"seqlen": schedule.seqlen(step), "sequences": last - first}
         made = make_batches(self.store, rows, **shape, first_step=step, targets=targets, allocate=lambda _: arrays)
+        self._read_ahead.begin()
         if not schedule.has_attention_windows:
             return made
         positions = schedule.attention_window_positions

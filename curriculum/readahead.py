@@ -6,7 +6,9 @@ page cache, or of the cache of a remote store, which must hold SHARE such groups
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from queue import Empty, SimpleQueue
 
 from pipeline.reader import Store
 
@@ -24,17 +26,27 @@ class ReadAhead:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._stop = threading.Event()
+        self._expected = SimpleQueue[list[int]]()
 
-    def begin(self, shards: list[int]) -> None:
-        """Read `shards`, in order. Returns at once."""
+    def expect(self, shards: list[int]) -> None:
+        """`shards` come up next: `begin` reads them, in order."""
+        self._expected.put(shards)
+
+    def begin(self) -> None:
+        """Read what is expected. Returns at once. For when a batch was made: its own shards were read by then."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._start(self._expected.get_nowait())
+
+    def _start(self, shards: list[int]) -> None:
         cache_bytes = self._store.cache_bytes
         if cache_bytes is None or SHARE * sum(self._store.shards[i].bytes for i in shards) <= cache_bytes:
             threading.Thread(target=self._read, args=(shards, self._stop), name="read ahead", daemon=True).start()
 
     def close(self) -> None:
-        """Begin no other shard. Does not wait for the one that is read; `begin` may be called again."""
+        """Begin no other shard. Does not wait for the one that is read; goes on with what is expected next."""
         self._stop.set()
-        self._stop = threading.Event()
+        self._stop, self._expected = threading.Event(), SimpleQueue()
 
     def _read(self, shards: list[int], stop: threading.Event) -> None:
         for index in shards:

@@ -54,13 +54,20 @@ def test_sources_of_a_mixture_have_groups_of_their_own(tmp_path):
 
 
 def test_a_loader_reads_ahead_and_waits_for_none_of_it(store, monkeypatch):
-    begun, done, go_on = [], [], threading.Event()
+    begun, done, go_on, made = [], [], threading.Event(), threading.Event()
+
+    def gather(self, *arguments):
+        whole(self, *arguments)
+        made.set()
 
     def read_ahead(self, index):
+        assert made.is_set(), "the shards of the first batch come first"
         begun.append(index)
         go_on.wait(60)
         done.append(index)
 
+    whole = Store.gather
+    monkeypatch.setattr(Store, "gather", gather)
     monkeypatch.setattr(Store, "read_ahead", read_ahead)
     with CurriculumLoader(store, SCHEDULE, seed=1, window_tokens=WINDOW) as loader:
         assert len(list(loader.planned())) == loader.schedule.total_steps
@@ -112,6 +119,8 @@ def test_a_small_cache_is_not_filled_ahead(store, monkeypatch):
     size = sum(store.shards[index].bytes for index in (0, 1))
     for cache_bytes, reads in [(None, True), (4 * size, True), (4 * size - 1, False)]:
         monkeypatch.setattr(Store, "cache_bytes", cache_bytes)
-        ReadAhead(store).begin([0, 1])
+        ahead = ReadAhead(store)
+        ahead.expect([0, 1])
+        ahead.begin()
         assert read.acquire(timeout=30 if reads else 0.2) == reads
         assert not reads or read.acquire(timeout=30)
