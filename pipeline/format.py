@@ -147,7 +147,10 @@ class Manifest:
         with reaching(store):
             is_there, is_finished = store.is_dir(), path.is_file()
         if not is_there:
-            raise StoreError("no store here", where=store, remedy="build one: slw-prep build INPUT... --out STORE")
+            remedy = (
+                "build one: slw-prep build INPUT... --out STORE; of token ids, such as Megatron's: slw-prep import"
+            )
+            raise StoreError("no store here", where=store, remedy=remedy)
         if not is_finished:
             raise StoreError(
                 "not a finished store: it has no manifest.json",

@@ -179,6 +179,15 @@ def _format_of(path: str, reading: Reading) -> str:
             allowed="plain files, .gz and .zst",
             remedy=f"{_OTHER_COMPRESSIONS[suffix]} {pasted(path)} | slw-prep build - --format jsonl ...",
         )
+    index = f"{path.removesuffix(suffix)}.idx"
+    if suffix in (".bin", ".idx") and not reading.format and suffix not in reading.suffixes and Path(index).is_file():
+        raise CorpusError(
+            f"a file of a kind that is not read: {suffix}",
+            where=path,
+            found="an index beside it: token ids, as Megatron writes them",
+            allowed="text",
+            remedy=f"slw-prep import {pasted(index)}",
+        )
     if suffix in _WRITTEN_TABLES and not reading.format and suffix not in reading.suffixes:
         copy = 'copy "{}" to "table.parquet"'.format(path.replace('"', '""'))
         raise CorpusError(

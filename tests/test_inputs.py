@@ -118,6 +118,8 @@ def test_sources_stand_together_in_the_order_of_their_names(tree):
         (("-",), (), r"standard input has no suffix[\s\S]*--format jsonl or text"),
         (("a.parquet.gz",), (), "a compressed parquet file"),
         (("a b.jsonl.xz",), (), r"xz -dc 'a b\.jsonl\.xz' \| slw-prep build -"),
+        (("m.v1.bin",), (), r"not read: \.bin[\s\S]*slw-prep import m\.v1\.idx"),
+        (("m.*",), (), r"not read: \.bin[\s\S]*slw-prep import m\.v1\.idx"),
         (("f",), (), r"a folder without such files[\s\S]*--suffix"),
         (("none*",), (), "nothing of that name"),
         (("/dev/null",), (), "a pipe or a device"),
@@ -126,7 +128,7 @@ def test_sources_stand_together_in_the_order_of_their_names(tree):
 )
 def test_what_cannot_be_found_is_said(tmp_path, monkeypatch, inputs, sources, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.txt", "b.txt", "a.parquet.gz", "a b.jsonl.xz"):
+    for name in ("a.txt", "b.txt", "a.parquet.gz", "a b.jsonl.xz", "m.v1.bin", "m.v1.idx"):
         (tmp_path / name).write_text(name)
     (tmp_path / "f").mkdir()
     with pytest.raises(SlwError, match=message):
