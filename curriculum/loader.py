@@ -301,7 +301,7 @@ def _check_ranks(schedule: Schedule, world_size: int) -> None:
             where=f"from step {fewest.first_step} on, at seqlen {fewest.seqlen}",
             found=f"{fewest.sequences} sequences",
             allowed=f"{world_size} or more",
-            remedy="raise the global batch",
+            remedy="start fewer ranks, or raise the global batch",
         )
 
 
