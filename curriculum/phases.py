@@ -29,6 +29,10 @@ class Phase:
     attention_window: int | None = None
     """Attention stays within blocks of so many positions of a row (SkyLadder); None: no such blocks."""
 
+    def __str__(self) -> str:
+        window = f", attention windows of {self.attention_window}" if self.attention_window else ""
+        return f"{self.sequences} sequences of {self.seqlen} from step {self.first_step:,} on{window}"
+
     @property
     def reach(self) -> int:
         """Positions that attention reaches at most."""
