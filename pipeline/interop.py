@@ -82,12 +82,13 @@ def import_tokens(
     check_fraction(options.validation_fraction)
     if options.unit_bytes < 1:
         raise ConfigError("a shard needs room", found=f"--unit-bytes {options.unit_bytes}", allowed="1 or more")
-    named = _once(in_order(options.inputs, options.sources))
+    readers = _readers(options)
     vocabulary = load_vocabulary(options.tokenizer, eod=options.eod, bos=options.bos)
     with new_folder(options.out, marker=MANIFEST_NAME, force=options.force) as folder:
+        named = [(source, name) for source, name, _ in readers]
         work = _Import(folder, named, options, vocabulary, progress)
-        for number, (source, name) in enumerate(named):
-            work.read(number, source, reader_of(name, options))
+        for number, (source, _, reader) in enumerate(readers):
+            work.read(number, source, reader)
         manifest = work.finish()
     return Imported(manifest=manifest, added=work.added, empty=work.empty)
 
@@ -117,20 +118,38 @@ def reader_of(name: str, options: ImportOptions) -> TokenReader:
     return megatron.IndexedDataset(prefix or Path(name))
 
 
-def _once(named: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """`named` (source, path) without what is there already: PREFIX.bin after PREFIX.idx, a path again.
+def _readers(options: ImportOptions) -> list[tuple[str, str, TokenReader]]:
+    """(source, input, its reader), each indexed dataset and each table once, whatever names it.
 
-    Raises ConfigError where it is there under another source.
+    Raises ConfigError where one is in two sources, and as `reader_of` does.
     """
-    found: dict[str, tuple[str, str]] = {}
-    for source, name in named:
-        key = name if is_remote(name) else os.path.realpath(megatron.prefix_of(Path(name)) or name)
-        first, _ = found.setdefault(key, (source, name))
-        if first != source:
-            raise ConfigError(
-                "an input in two sources", where=name, found=f"{first} and {source}", remedy="leave it out of one"
-            )
-    return list(found.values())
+    readers, found = [], dict[str, str]()
+    for source, name in in_order(options.inputs, options.sources):
+        reader = reader_of(name, options)
+        if isinstance(reader, TokenColumn):
+            reader.files = [file for file in reader.files if _is_new(found, source, file.path)]
+            new = bool(reader.files)
+        else:
+            new = _is_new(found, source, str(megatron.prefix_of(Path(name)) or name), name)
+        if new:
+            readers.append((source, name, reader))
+    return readers
+
+
+def _is_new(found: dict[str, str], source: str, path: str, name: str | None = None) -> bool:
+    """Whether `path` is not in `found` (path -> source) yet; then it is noted."""
+    path = path if is_remote(path) else os.path.realpath(path)
+    if path not in found:
+        found[path] = source
+        return True
+    if found[path] != source:
+        raise ConfigError(
+            "an input in two sources",
+            where=name or path,
+            found=f"{found[path]} and {source}",
+            remedy="leave it out of one",
+        )
+    return False
 
 
 def _indices(name: str) -> list[Path]:

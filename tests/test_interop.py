@@ -290,6 +290,20 @@ def test_an_input_that_is_named_twice_is_read_once(tokenizer, tmp_path):
         bring(tokenizer, tmp_path / "two", sources=sources)
 
 
+def test_a_table_in_a_folder_that_is_named_too_is_read_once(tokenizer, tmp_path):
+    for number in (1, 2):
+        table = tmp_path / "in" / f"{number}.parquet"
+        table.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"input_ids": [[number, 4]]}), table)
+    (tmp_path / "link.parquet").symlink_to(table)
+    bring(tokenizer, tmp_path / "out", table, tmp_path / "in", tmp_path / "link.parquet")
+    assert stored(tmp_path / "out") == [[2, 4, 0], [1, 4, 0]]
+    sources = (("a", str(tmp_path / "in")), ("b", str(table)))
+    with pytest.raises(ConfigError, match=r"an input in two sources\s+where: .*2\.parquet\s+found:   a and b"):
+        bring(tokenizer, tmp_path / "two", sources=sources)
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_dataset_exported_opens_in_datasets_with_the_same_ids(tokenizer, tmp_path, capfd):
     documents = documents_of([5, 1, 9, 1500, 2, 2, 17] * 200)
     write_store(tmp_path / "a", documents, shards=3, tokenizer=tokenizer.read_bytes())
