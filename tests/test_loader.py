@@ -168,7 +168,9 @@ def test_another_store_seed_or_schedule_is_refused_by_name(store, tmp_path):
     with pytest.raises(RunError, match="another seed"):
         CurriculumLoader(store, schedule, seed=4).load_state_dict(state)
     other = Schedule.linear(**{**RAMP, "duration_steps": 10}, epochs=1)
-    with pytest.raises(RunError, match=r"schedule[\s\S]*phase 5 sequences of 32 from step 6 on -> 5 sequences of 32 from"):
+    with pytest.raises(
+        RunError, match=r"schedule[\s\S]*phase 5 sequences of 32 from step 6 on -> 5 sequences of 32 from"
+    ):
         CurriculumLoader(store, other, seed=3).load_state_dict(state)
     other = Schedule.linear(**RAMP, first_piece="beginning", epochs=1)
     with pytest.raises(RunError, match=r"first_piece random -> beginning"):

@@ -11,6 +11,7 @@ from test_kill import assert_same, ends_in
 
 from train import checkpoint, loop
 from train.metrics import read_metrics
+from train.signals import Signals
 
 CODE = """
 import os, signal, sys
@@ -102,6 +103,15 @@ def test_a_step_of_one_micro_batch_is_finished(store, tmp_path, monkeypatch):
     assert (outcome.finished, outcome.step, outcome.stopped_by) == (False, 10, "SIGTERM")
     assert checkpoint.step_of(checkpoint.find(tmp_path / "run")[-1]) == 10
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_of_ranks_that_are_signalled_together_one_speaks(tell, capfd):
+    with Signals(tell=tell) as signals:
+        signals.training = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == "SIGTERM"
+    assert ("SIGTERM: writing a checkpoint" in capfd.readouterr().err) == tell
 
 
 def test_a_second_interrupt_ends_it_at_once_and_the_checkpoint_before_serves(run, store, whole, tmp_path):

@@ -69,7 +69,7 @@ def run(
     ranks.agree({"config": digest(config.model_dump(mode="json", exclude={"store": True, "run": {"dir", "device"}}))})
     folder = config.run.dir
     with ExitStack() as held:
-        signals = held.enter_context(Signals())
+        signals = held.enter_context(Signals(tell=ranks.first))
         if config.run.deterministic:
             held.enter_context(deterministic())
         found = ranks.from_first(lambda: _opened(config, force, change_schedule, warn, held))

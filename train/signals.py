@@ -26,10 +26,12 @@ class StoppedEarly(BaseException):
 
 
 class Signals:
-    """Listens while it is entered; `received` is the name of the first signal that came."""
+    """Listens while it is entered; one that is to `tell` says what it does: a terminal signals all ranks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tell: bool) -> None:
         self.received: str | None = None
+        """Name of the first signal that came."""
+        self._tell = tell
         self.training = False
         """Whether there is a step that can be finished, and something to write."""
         self._before: dict[int, Any] = {}
@@ -46,7 +48,8 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number).name
-            os.write(2, f"\n{self.received}: writing a checkpoint; Ctrl-C (again) ends it at once\n".encode())
+            if self._tell:
+                os.write(2, f"\n{self.received}: writing a checkpoint; Ctrl-C (again) ends it at once\n".encode())
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.training:
             raise StoppedEarly(self.received)
