@@ -11,6 +11,7 @@ from runs import as_toml, settings_of, tiny_store
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
 from train.config_file import known_keys, load_config
+from train.habits import SAYS_THE_SAME
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("optimizer.clip=nan", "optimizer.clip"),
         ("model.heads=5", "^bad value of model: width .* multiple of heads"),
         ("model=gpt2", "a table[\\s\\S]*model.preset"),
-        ("mixture.books=0.7", "did you mean mixture.NAME"),
+        ("mixture.books=0.7", "allowed: mixture.NAME.weight"),
         ("optimizer.betas=[0.9, 1.0]", "below 1"),
         ("optimizer.min_lr=1", "above lr"),
         ("model.preset=gpt5", "gpt2-124m"),
@@ -84,8 +85,10 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("run.compile=3", "^bad value of run.compile\n[\\s\\S]* or 'auto'$"),
         ("run.dir=5", "a path$"),
         ('optimizer.lr="3e-3"', '^bad value of optimizer.lr: found "3e-3"; allowed: a number, without quotes\n'),
-        ("mixture.books=", "did you mean mixture.NAME"),
-        ("model.hidden_size=8", "allowed: model.preset, model.layers, model.width, [^\n]*, model.init\n"),
+        ("mixture.books=", "allowed: mixture.NAME.weight"),
+        ("model.hidden_size=8", "allowed: model.preset, [^\n]*, model.init\n[^\n]*did you mean model.width"),
+        ("learning_rate=1", "did you mean optimizer.lr"),
+        ("train.zzzzzz=1", "(?s)^unknown key((?!did you mean).)*$"),
     ],
 )
 def test_mistakes_are_refused_with_what_is_allowed(toml, override, message):
@@ -267,3 +270,9 @@ def test_a_bad_base_is_named(toml, tmp_path, base, message):
     arm.write_text(f"base = {base}")
     with pytest.raises(ConfigError, match=message):
         load_config(arm)
+
+
+def test_what_other_trainers_call_it_is_no_key_here_and_leads_to_one_that_is():
+    keys = known_keys()
+    assert set(SAYS_THE_SAME.values()) <= set(keys)
+    assert not set(SAYS_THE_SAME) & {key.rsplit(".", maxsplit=1)[-1] for key in keys}

@@ -253,6 +253,8 @@ def test_the_table_mixture_of_a_runs_toml_and_its_overrides(store, tmp_path):
     assert loader.order.mixture == Mixture(("books", "web", "code"), (2, 1, 1), (1, 1, 3))
     loader = load_config(path, ["mixture.code.weight=0", "mixture.code.max_epochs=1"]).loader(store)
     assert loader.order.mixture.weights == (2, 1, 0)
-    with pytest.raises(ConfigError, match=r"mixture.code.wight\s+to do:   did you mean mixture.NAME.weight"):
+    with pytest.raises(
+        ConfigError, match=r"mixture.code.wight\s+allowed: .*\s+to do:   did you mean mixture.NAME.weight"
+    ):
         load_config(path, ["mixture.code.wight=0"])
     assert parse_config(data, where="test").loader(store).order.mixture is None

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError
 from train.config import Bare, Config, Section, SourceConfig
 from train.config_layers import lay_over, make_room, place_of, read_layers
+from train.habits import SAYS_THE_SAME
 
 
 def load_config(
@@ -133,11 +134,11 @@ def _unknown(key: str, where: str) -> ConfigError:
     keys = known_keys()
     if inside := [known for known in keys if known.startswith(f"{key}.")]:
         return ConfigError("a table, not a value", where=where, found=key, allowed=", ".join(inside))
-    leaves = {known.split(".")[-1]: known for known in keys}
-    close = difflib.get_close_matches(key, keys, 1, 0.5)
-    near_leaves = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], list(leaves), 1, 0.5)
-    close = close or [leaves[leaf] for leaf in near_leaves]
     table, dot, _ = key.partition(".")
+    name = key.rsplit(".", maxsplit=1)[-1]
+    leaves = {known.split(".")[-1]: known for known in keys}
+    close = [SAYS_THE_SAME[name]] if name in SAYS_THE_SAME else difflib.get_close_matches(key, keys, 1, 0.6)
+    close = close or [leaves[leaf] for leaf in difflib.get_close_matches(name, list(leaves), 1, 0.6)]
     beside = [known for known in keys if dot and known.startswith(f"{table}.")]
     return ConfigError(
         "unknown key",
