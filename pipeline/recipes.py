@@ -8,8 +8,10 @@ Items of equal length are alike, so the work is done per length and copied to th
     count        3 x 700             31 x 24
 
 A row so found is a *recipe*; making it as often as may be uses a length up, so there are few: a million items of
-2,048 lengths need some thousands. Which lengths are left is a set of bits, beside it the same set mirrored: whether
-two items add up to a gap is 64 pairs an operation. Price: 40 ns a length in a recipe.
+2,048 lengths need some thousands. `pairs_and_threes` takes what is left most often, which is worth while where whole
+corpora are packed; `close_exactly` looks for any number of items, of which there may be few. For that lengths left
+are a set of bits, beside it the same set mirrored: whether two items add up to a gap is 64 pairs an operation.
+Price: 2 ms at most, and 40 ns a length in a recipe.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class _Search(NamedTuple):
     """What a search for items of `total` tokens goes by."""
 
     left: np.ndarray
-    """See `Stock`."""
+    """How many items of each length are left."""
     present: np.ndarray
     """uint64 [words]: bit n is set where some of length n are left; a word of zeros follows, for `word_from`."""
     mirrored: np.ndarray
