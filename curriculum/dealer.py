@@ -27,7 +27,7 @@ from numba import njit
 
 from curriculum.hashes import hash_at, key_of
 from curriculum.unread import HORIZON, LEFT, Queue, draw, push, take, unread
-from pipeline.packing import Packed, place
+from pipeline.packing import Packed, pack_rows
 
 SWAPS = 16
 """Most later rows tried for one that repeats a document; over a batch, one try for every two rows."""
@@ -117,7 +117,7 @@ def _deal(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: b
         return queue, _Rows(long, short, none, none, none, np.zeros(1, dtype=np.int64), 0)
     sizes = short[2] - short[1]
     full = min(sequences - long.shape[1], sizes.sum() // seqlen)
-    item, start, length, firsts = place(sizes, seqlen, full, queue.lengths[short[0]])
+    item, start, length, firsts = pack_rows(sizes, seqlen, full, queue.lengths[short[0]])
     if long.shape[1] + full == sequences:
         queue = push(queue, _rest(short, item[firsts[full] :], start[firsts[full] :]))
     elif firsts[full] < len(item):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Required, TypedDict
 
 
-class Run(TypedDict, total=False):
+class Common(TypedDict, total=False):
     """What every schedule has: where it ends, its batches, how they are made. See `Schedule.from_settings`."""
 
     total_tokens: int | None
@@ -23,13 +23,13 @@ class Run(TypedDict, total=False):
     attention_window_positions: str
 
 
-class Constant(Run, total=False):
+class Constant(Common, total=False):
     """One length."""
 
     seqlen: Required[int]
 
 
-class Ramp(Run, total=False):
+class Ramp(Common, total=False):
     """From one length to another, in steps or in tokens."""
 
     seqlen_start: Required[int]
@@ -45,7 +45,7 @@ class Root(Ramp, total=False):
     degree: int
 
 
-class Staged(Run, total=False):
+class Staged(Common, total=False):
     """Lengths and where they change, in steps or in tokens."""
 
     seqlens: Required[Sequence[int]]
@@ -53,14 +53,14 @@ class Staged(Run, total=False):
     boundaries_tokens: Sequence[int] | None
 
 
-class Table(Run, total=False):
+class Table(Common, total=False):
     """Rows of (step or tokens seen, seqlen)."""
 
     table: Required[Sequence[Sequence[int]]]
     table_unit: str
 
 
-class SkyLadder(Run, total=False):
+class SkyLadder(Common, total=False):
     """Whole rows and attention windows that grow."""
 
     seqlen: Required[int]
@@ -73,7 +73,7 @@ class SkyLadder(Run, total=False):
     duration_tokens: int | None
 
 
-class Decomposition(Run, total=False):
+class Decomposition(Common, total=False):
     """Buckets of powers of two."""
 
     seqlen_start: Required[int]
@@ -84,7 +84,7 @@ class Decomposition(Run, total=False):
     carry: bool
 
 
-class Adaptive(Run, total=False):
+class Adaptive(Common, total=False):
     """Lengths that validation raises."""
 
     seqlen_start: Required[int]

@@ -17,7 +17,7 @@ from typing import Any, Unpack
 
 from curriculum.adaptive import Notches
 from curriculum.buckets import Buckets
-from curriculum.keywords import Adaptive, Constant, Decomposition, Ramp, Root, Run, SkyLadder, Staged, Table
+from curriculum.keywords import Adaptive, Common, Constant, Decomposition, Ramp, Root, SkyLadder, Staged, Table
 from curriculum.phases import ATTENTION_WINDOW, SEQLEN, Phase, Phases
 from curriculum.settings import BATCH_KEYS, RUN_KEYS, SEQLEN_NOW, as_toml, buckets_of, build, notches_of, tables_of
 from pipeline.errors import ConfigError, RunError
@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError, RunError
 class Schedule:
     """Immutable; made by `linear`, `root`, ... or from the tables of a run's TOML by `from_settings`.
 
-    Constructors take as keywords what the TOML has. Each names its own; all take those of `curriculum.keywords.Run`:
+    Constructors take as keywords what the TOML has. Each names its own; all take those of `keywords.Common`:
     one of `total_tokens` and `epochs`, one of `global_batch_sequences` and `global_batch_tokens`, and options.
     Keywords that are missing, unknown or do not fit raise ConfigError. Only `resolve` tells where `epochs` end.
     """
@@ -111,7 +111,7 @@ class Schedule:
         return cls._made("adaptive", keywords)
 
     @classmethod
-    def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Unpack[Run]) -> Schedule:
+    def from_function(cls, seqlen_at: Callable[[int], int], *, steps: int, **run: Unpack[Common]) -> Schedule:
         """`seqlen_at(step)` for steps 0 to `steps` - 1, and its last value from then on.
 
         It is called here and written down as a table: the schedule is data, whatever the function reads.
@@ -147,7 +147,7 @@ class Schedule:
         return cls(**build(curriculum, batch, run))
 
     @classmethod
-    def from_deepspeed(cls, config: dict[str, Any] | str | Path, **run: Unpack[Run]) -> Schedule:
+    def from_deepspeed(cls, config: dict[str, Any] | str | Path, **run: Unpack[Common]) -> Schedule:
         """The seqlen curriculum of a DeepSpeed config, value for value.
 
         `global_batch_sequences` is the config's `train_batch_size` where it is not given. Raises ConfigError for what

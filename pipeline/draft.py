@@ -31,7 +31,7 @@ BUILD_FOLDER = ".slw-build"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BuildPlan:
     """What is being built."""
 
     manifest: Manifest
@@ -57,7 +57,7 @@ class Draft:
             self._handle = handle
             yield
 
-    def begin(self, plan: Plan, tokenizer: bytes) -> None:
+    def begin(self, plan: BuildPlan, tokenizer: bytes) -> None:
         """Go on with the plan that is there, or make it. One of which no unit is done is replaced: nothing is lost.
 
         Raises StoreError where units of another plan are done, or its tasks are at work.
@@ -75,14 +75,14 @@ class Draft:
                 data = {"units": plan.units, "manifest": plan.manifest.to_json()}
                 write_json(self.folder / "plan.json", data)
 
-    def plan(self) -> Plan | None:
+    def plan(self) -> BuildPlan | None:
         """What is being built, if a plan was made. Raises StoreError where it cannot be read."""
         path = self.folder / "plan.json"
         if not is_there(path):
             return None
         try:
             data = json.loads(path.read_bytes())
-            return Plan(manifest=Manifest.from_json(data["manifest"]), units=data["units"])
+            return BuildPlan(manifest=Manifest.from_json(data["manifest"]), units=data["units"])
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError("the plan of a build cannot be read", where=path, found=repr(error)) from error
 
@@ -97,7 +97,7 @@ class Draft:
                     found[result.unit] = result
         return found
 
-    def commit(self, plan: Plan, done: dict[int, UnitResult]) -> Manifest:
+    def commit(self, plan: BuildPlan, done: dict[int, UnitResult]) -> Manifest:
         """Write the manifest and clear up. Raises StoreError where units are missing, CorpusError for no document."""
         results = [done[unit] for unit in range(plan.units) if unit in done]
         if len(results) < plan.units:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.ahead import in_thread
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading, Unit
-from pipeline.draft import BUILD_FOLDER, Draft, Plan, holds_else, same_parameters
+from pipeline.draft import BUILD_FOLDER, BuildPlan, Draft, holds_else, same_parameters
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
@@ -101,7 +101,7 @@ class Job:
         self.choice = Choice(lambda: choose_encoder(self.vocabulary, self.sample, wanted))
         if wanted == "fastokens":
             self.choice.name  # noqa: B018
-        self.plan = Plan(manifest=manifest_of(self.vocabulary, self.parameters), units=len(self.units))
+        self.plan = BuildPlan(manifest=manifest_of(self.vocabulary, self.parameters), units=len(self.units))
 
     def begin(self) -> dict[int, UnitResult]:
         """Write the plan that was prepared, or join it; returns the units that are done."""

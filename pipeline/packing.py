@@ -205,7 +205,7 @@ def _write_whole(lengths: np.ndarray, seqlen: int, stock: Stock, out: Packed) ->
 
 
 @njit(nogil=True, cache=True)
-def place(lengths: np.ndarray, seqlen: int, rows: int, sizes: np.ndarray) -> Packed:
+def pack_rows(lengths: np.ndarray, seqlen: int, rows: int, sizes: np.ndarray) -> Packed:
     """Pieces for `rows` rows of `seqlen` out of items of 1..seqlen tokens; the fullest rows are kept.
 
     An item is of a document of sizes[item] tokens: where a cut between rows may be in any of several, one that is a
@@ -304,7 +304,7 @@ def _write_rows(
     """Write `rows` rows as pieces, the first of `ranked`, and fill their gaps from the others; returns the pieces.
 
     offsets[r + 1] is set to offsets[0] + the pieces up to row r; what is left over of the others comes after them.
-    `start` is such that an item ends at `ends`. `sizes`: see `place`.
+    `start` is such that an item ends at `ends`. `sizes`: see `pack_rows`.
     """
     (entry, begin, used), (item, start, length, offsets) = groups, out
     kept, room = 0, rows * seqlen

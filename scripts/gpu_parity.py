@@ -55,10 +55,10 @@ def spans_batch(seqlen: int, rows: int, window: int | None) -> Any:
     import numpy as np
 
     from curriculum.batch import with_attention_window
-    from train.warmup import Shape, sample_batches
+    from train.warmup import MicroBatchSize, sample_batches
 
     random = np.random.default_rng(seqlen)
-    (batch,) = sample_batches(Shape(rows * seqlen, seqlen), False)
+    (batch,) = sample_batches(MicroBatchSize(rows * seqlen, seqlen), False)
     begins = random.random((rows, seqlen)) < 3 / seqlen
     begins[:, 0] = True
     starts = np.flatnonzero(begins)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.bits import highest_up_to, lowest_from, word_from
 from pipeline.errors import ConfigError
 from pipeline.fitting import best_fit, fill_rows, longest_first, room_for
-from pipeline.packing import _spare, _whole_sequences, least_cuts, least_excess_cuts, pack, place
+from pipeline.packing import _spare, _whole_sequences, least_cuts, least_excess_cuts, pack, pack_rows
 from pipeline.recipes import LEAST_TIMES, close_exactly, pairs_and_threes
 
 ITEMS = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])).flatmap(
@@ -165,10 +165,10 @@ def test_bits_are_a_set_of_numbers(numbers, at):
 
 
 @given(ITEMS, st.integers(0, 12))
-def test_place_fills_every_row_while_tokens_last_and_loses_none(case, rows):
+def test_pack_rows_fills_every_row_while_tokens_last_and_loses_none(case, rows):
     seqlen, lengths = case
     items = np.array(lengths, dtype=np.int64)
-    item, start, length, offsets = place(items, seqlen, rows, items)
+    item, start, length, offsets = pack_rows(items, seqlen, rows, items)
     served = sorted((i, s + k) for i, s, n in zip(item, start, length, strict=True) for k in range(n))
     assert served == [(i, k) for i, n in enumerate(lengths) for k in range(n)]
     held = [int(length[a:b].sum()) for a, b in pairwise(offsets)]
@@ -183,7 +183,7 @@ def test_rows_come_by_their_earliest_item_and_items_as_they_are_numbered(halves,
     lengths = halves + [10 - n for n in halves]  # each has its counterpart: all rows are exactly full
     random.shuffle(lengths)
     items = np.array(lengths, dtype=np.int64)
-    item, _, _, offsets = place(items, 10, len(halves), items)
+    item, _, _, offsets = pack_rows(items, 10, len(halves), items)
     rows = [item[a:b].tolist() for a, b in pairwise(offsets)]
     assert rows == sorted(sorted(row) for row in rows)
 
@@ -192,7 +192,7 @@ def test_rows_come_by_their_earliest_item_and_items_as_they_are_numbered(halves,
 def test_the_fullest_rows_are_kept_and_not_cut(lengths, rows):
     rows = min(rows, sum(lengths) // 100)  # of one item each: no two fit, no few fill several rows exactly
     items = np.array(lengths, dtype=np.int64)
-    item, _, length, offsets = place(items, 100, rows, items)
+    item, _, length, offsets = pack_rows(items, 100, rows, items)
     whole = [i for i, n in zip(item.tolist(), length.tolist(), strict=True) if n == lengths[i]]
     assert set(sorted(range(len(lengths)), key=lambda i: -lengths[i])[:rows]) <= set(whole)
     assert len(offsets) == rows + 1
@@ -214,7 +214,7 @@ def test_rows_filled_together_are_cut_in_no_whole_document_where_another_can_be(
     for whole in range(3):
         sizes = items.copy()
         sizes[whole] += 10
-        item, _, length, offsets = place(items, 10, 2, sizes)
+        item, _, length, offsets = pack_rows(items, 10, 2, sizes)
         assert item.tolist().count(whole) == 2
         assert len(item) == 4
         assert [int(length[a:b].sum()) for a, b in pairwise(offsets)] == [10, 10]

@@ -22,7 +22,7 @@ from train.optimizer import learning_rate
 from train.probe import KEPT_NAME, Probe, probing
 from train.signals import StoppedEarly
 from train.tune import GRID, Settings, Space, choose, cost, space_of, tune
-from train.tuned import CHOSEN_NAME, PICTURE_NAME, Cost, Tuned, render
+from train.tuned import CHOSEN_NAME, PICTURE_NAME, Tuned, TuningCost, render
 
 CALM = [(0, 5.0), (5, 4.0), (10, 3.0), (15, 2.5)]
 CHEAP = {"run__validation_tokens": 32, "batch__global_batch_sequences": 2}
@@ -205,7 +205,7 @@ def test_where_no_ramp_fluctuated_t_is_said_to_be_the_longest_that_was_tried(wil
     tried = [(8, 10), (16, 10), (16, 20), (16, 40)]
     probes = [Probe(*one, [*CALM, (20, 4.0)] if one in wild else CALM, diverged=False) for one in tried]
     chosen = max(duration for start, duration in tried if start == 16 and (start, duration) not in wild)
-    tuned = Tuned("t", 16, chosen, 50, 1.3, 5, probes, Cost(4, 1, 1, 100), "")
+    tuned = Tuned("t", 16, chosen, 50, 1.3, 5, probes, TuningCost(4, 1, 1, 100), "")
     assert bool(tuned.note) == bool(tuned.to_json()["note"]) == noted
     told = render(dataclasses.replace(tuned, toml="[run]")).splitlines()
     assert [line for line in told if "longest that is tried" in line] == ([f"note: {tuned.note}"] if noted else [])

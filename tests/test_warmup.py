@@ -17,7 +17,7 @@ from train import warmup
 from train.compile import Compiler
 from train.run import Run
 from train.state import load_random_state, optimizer_tensors, random_state
-from train.warmup import Shape, largest_first, shapes_of
+from train.warmup import MicroBatchSize, largest_first, shapes_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
@@ -91,7 +91,7 @@ def test_every_shape_of_the_run_is_known_before_it(store, tmp_path, micro_batch_
     formed = Counter()
     for batch in this.loader:
         for part in this.feed.parts(batch, micro_batch_tokens):
-            formed[Shape(part.labels.numel(), batch.seqlen)] += part.labels.numel()
+            formed[MicroBatchSize(part.labels.numel(), batch.seqlen)] += part.labels.numel()
     assert shapes_of(this.schedule, micro_batch_tokens) == formed
     ordered = largest_first(formed)
     assert ordered[0].tokens == max(shape.tokens for shape in formed)
@@ -116,7 +116,7 @@ def test_two_ranks_warm_up_the_same_shapes_and_more_than_either_has(store, tmp_p
 
 
 def test_many_shapes_are_sampled_evenly_with_both_ends():
-    shapes = [Shape(tokens, 8) for tokens in range(8, 8000, 8)]
+    shapes = [MicroBatchSize(tokens, 8) for tokens in range(8, 8000, 8)]
     chosen = largest_first(shapes)
     assert len(chosen) == warmup.MOST_SHAPES
     assert (chosen[0], chosen[-1]) == (shapes[-1], shapes[0])

@@ -34,7 +34,7 @@ class Landmark:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """What the run computes, and how long that takes."""
 
     parameters: int
@@ -59,7 +59,7 @@ class Forecast:
 
     plan: Plan
     landmarks: list[Landmark]
-    cost: Cost
+    cost: RunCost
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -104,7 +104,7 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
     ]
 
 
-def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> Cost:
+def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: float | None) -> RunCost:
     model, parts, asked = config.model, stretches(schedule), config.batch.micro_batch_tokens
     size = asked if isinstance(asked, int) else CPU_TOKENS
     each = attention_flops(model)
@@ -112,7 +112,7 @@ def _cost(config: Config, schedule: Schedule, count: int, table: Plan, tflops: f
     flops = sum(part.tokens * flops_per_token(model, count, part.phase.reach) for part in parts)
     windows = any(part.phase.reach < part.phase.seqlen for part in parts)
     ledger = table.ledger if model.mask == "document" and not windows else None
-    return Cost(
+    return RunCost(
         parameters=count,
         flops=flops,
         attention_flops=attention,

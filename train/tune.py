@@ -24,7 +24,7 @@ from pipeline.reader import Store
 from train.config import Config
 from train.config_file import parse_config
 from train.probe import KEPT_NAME, Probe, Probes, probing, ramped
-from train.tuned import Cost, Tuned, toml_of
+from train.tuned import Tuned, TuningCost, toml_of
 
 GRID = 1.25
 """Factor between neighbours of the T's that are tried."""
@@ -108,14 +108,14 @@ def space_of(config: Config, steps: int, settings: Settings) -> Space:
     return Space(starts, durations, durations.index(probe_steps), warmup, probe_steps, every)
 
 
-def cost(config: Config, space: Space, tokens: int, held_out: int) -> tuple[Cost, Cost]:
+def cost(config: Config, space: Space, tokens: int, held_out: int) -> tuple[TuningCost, TuningCost]:
     """(likely, at most) of tuning a run of `tokens` tokens with so many held out.
 
     Likely: the first L_s is calm and T in the middle. At most: only the last L_s is calm, and T where it costs most.
     """
     validated = min(held_out, config.run.validation_tokens) * validations(space)
 
-    def asked(calm_start: int, calm_duration: int) -> Cost:
+    def asked(calm_start: int, calm_duration: int) -> TuningCost:
         """Where these are the least L_s that is calm at the start and the largest T that is calm after it."""
         probed: dict[tuple[int, int], int] = {}
 
@@ -128,7 +128,7 @@ def cost(config: Config, space: Space, tokens: int, held_out: int) -> tuple[Cost
             return Probe(start, duration, [(0, 0.0), *rises], False)
 
         choose(space, probe, 1.3)
-        return Cost(len(probed), sum(probed.values()), validated * len(probed), tokens)
+        return TuningCost(len(probed), sum(probed.values()), validated * len(probed), tokens)
 
     middle = space.durations[(space.first + len(space.durations)) // 2]
     every = [asked(space.starts[-1], duration) for duration in space.durations]
@@ -175,7 +175,7 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
         threshold=settings.threshold,
         warmup_steps=space.warmup_steps,
         probes=probes.done,
-        cost=Cost(
+        cost=TuningCost(
             probes=len(probes.done),
             tokens=sum(probe.tokens for probe in probes.done),
             validated_tokens=sum(validated * len(probe.losses) for probe in probes.done),
@@ -185,7 +185,7 @@ def tune(config: Config, out: Path, settings: Settings, *, force: bool = False, 
     )
 
 
-def _check_cost(likely: Cost, settings: Settings) -> None:
+def _check_cost(likely: TuningCost, settings: Settings) -> None:
     if likely.share > settings.most_share:
         raise ConfigError(
             "tuning would cost too much beside the run",

@@ -21,7 +21,7 @@ PICTURE_NAME = "probes.png"
 
 
 @dataclass(frozen=True)
-class Cost:
+class TuningCost:
     """What probes train on and validate on."""
 
     probes: int
@@ -55,7 +55,7 @@ class Tuned:
     """Steps of the learning rate's warmup: the paper's "very start"."""
     probes: list[Probe]
     """In the order they were made."""
-    cost: Cost
+    cost: TuningCost
     """What the probes cost."""
     toml: str | None
     """The chosen config, whole."""

@@ -43,7 +43,7 @@ SPARE = 0.05
 
 
 @dataclass(frozen=True, order=True)
-class Shape:
+class MicroBatchSize:
     """The size of a micro-batch."""
 
     tokens: int
@@ -59,14 +59,14 @@ class Shape:
 
 def shapes_of(
     schedule: Schedule, micro_batch_tokens: int, world_size: int = 1, asked: Schedule | None = None
-) -> Counter[Shape]:
+) -> Counter[MicroBatchSize]:
     """Each micro-batch shape of a run, with the tokens that one rank serves in it; the same on all ranks.
 
     The lengths that an adaptive schedule may come to count as one step each; `asked` is it where `schedule`
     is what it has become by now.
     """
     asked = asked or schedule
-    found: Counter[Shape] = Counter()
+    found: Counter[MicroBatchSize] = Counter()
     phases = [(part.phase, part.steps) for part in stretches(schedule)]
     if notches := asked.notches:
         lengths = range(notches.seqlen_start, notches.seqlen_end + 1, notches.seqlen_multiple)
@@ -76,11 +76,11 @@ def shapes_of(
         for rows in {least, least + (rest > 0)} - {0}:
             for part in row_parts(rows, phase.seqlen, micro_batch_tokens):
                 tokens = (part.stop - part.start) * phase.seqlen
-                found[Shape(tokens, phase.seqlen, phase.attention_window or 0)] += steps * tokens
+                found[MicroBatchSize(tokens, phase.seqlen, phase.attention_window or 0)] += steps * tokens
     return found
 
 
-def largest_first(shapes: Iterable[Shape]) -> list[Shape]:
+def largest_first(shapes: Iterable[MicroBatchSize]) -> list[MicroBatchSize]:
     """At most MOST_SHAPES of them, evenly spread, first and last among them."""
     ordered = sorted(shapes, reverse=True)
     if len(ordered) <= MOST_SHAPES:
@@ -88,7 +88,7 @@ def largest_first(shapes: Iterable[Shape]) -> list[Shape]:
     return [ordered[int(i)] for i in np.linspace(0, len(ordered) - 1, MOST_SHAPES).round()]
 
 
-def sample_batches(shape: Shape, masked: bool) -> Iterator[Batch]:
+def sample_batches(shape: MicroBatchSize, masked: bool) -> Iterator[Batch]:
     """Dummy batches of `shape`: one with one span a row; if `masked` and longer than a token, one with two a row."""
     rows, seqlen = shape.rows, shape.seqlen
     for spans in (1, 2) if masked and seqlen > 1 else (1,):
@@ -145,8 +145,8 @@ def warm_up(run: Run) -> None:
             if compiler is not None and run.held_out is not None:
                 with torch.no_grad():
                     seqlen = schedule.max_seqlen
-                    try_shape(run, Shape(run.validation_rows * seqlen, seqlen))
-                    try_shape(run, Shape(seqlen, seqlen))
+                    try_shape(run, MicroBatchSize(run.validation_rows * seqlen, seqlen))
+                    try_shape(run, MicroBatchSize(seqlen, seqlen))
     if compiler is not None:
         compiler.warmed_up()
 
@@ -185,7 +185,7 @@ def micro_batch_that_fits(run: Run) -> int:
     return largest_that_fits(attempt, most, schedule.max_seqlen, agreed)
 
 
-def try_shape(run: Run, shape: Shape) -> None:
+def try_shape(run: Run, shape: MicroBatchSize) -> None:
     """Forward and, where gradients are on, backward of micro-batches of that shape, in every form they can have."""
     for part in _micro_batches(run, shape):
         with run.parallel.gradient_sync(False):
@@ -194,6 +194,6 @@ def try_shape(run: Run, shape: Shape) -> None:
                 loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _micro_batches(run: Run, shape: Shape) -> Iterator[MicroBatch]:
+def _micro_batches(run: Run, shape: MicroBatchSize) -> Iterator[MicroBatch]:
     for batch in sample_batches(shape, run.config.model.mask == "document"):
         yield from run.feed.parts(batch, shape.tokens)
