@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 
 from pipeline.reader import Store
@@ -41,15 +42,17 @@ class ReadAhead:
     def _start(self, shards: list[int]) -> None:
         cache_bytes = self._store.cache_bytes
         if cache_bytes is None or SHARE * sum(self._store.shards[i].bytes for i in shards) <= cache_bytes:
-            threading.Thread(target=self._read, args=(shards, self._stop), name="read ahead", daemon=True).start()
+            coming = iter(shards)
+            for _ in range(self._store.reads_at_once):
+                threading.Thread(target=self._read, args=(coming, self._stop), name="read ahead", daemon=True).start()
 
     def close(self) -> None:
         """Begin no other shard. Does not wait for the one that is read; goes on with what is expected next."""
         self._stop.set()
         self._stop, self._expected = threading.Event(), SimpleQueue()
 
-    def _read(self, shards: list[int], stop: threading.Event) -> None:
-        for index in shards:
+    def _read(self, coming: Iterator[int], stop: threading.Event) -> None:
+        for index in coming:
             if stop.is_set():
                 return
             self._store.read_ahead(index)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ class Cache:
         self.folder = Path(folder or os.environ.get("SLW_CACHE_DIR") or _users_folder())
         self.most_bytes = _bytes_from_environment() if most_bytes is None else most_bytes
         self._checked: set[str] = set()  # digests that this process has compared
+        self._coming = 0  # bytes that this process downloads now
+        self._room = threading.Lock()
 
     def fetch(self, source: Path, digest: str) -> Path:
         """The local copy of the file `source`, whose digest is right. Raises StoreError where it is wrong or gone."""
@@ -75,8 +78,7 @@ class Cache:
             if partial is None or path.exists():
                 return  # somebody else was quicker
             remote: Any = source
-            with _reaching_file(source):
-                self._make_room(remote.stat().st_size)
+            with _reaching_file(source), self._room_for(remote.stat().st_size):
                 remote.fs.get_file(remote.path, str(partial))
             if (found := digest_of(partial)) != digest:
                 raise StoreError(
@@ -89,9 +91,25 @@ class Cache:
             self._checked.add(digest)
             partial.replace(path)
 
+    @contextlib.contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        """Room for `size` bytes more, beside what other threads download."""
+        with self._room:
+            self._coming += size
+            self._make_room(self._coming)
+        try:
+            yield
+        finally:
+            with self._room:
+                self._coming -= size
+
     def _make_room(self, needed: int) -> None:
         """Remove the files that were used longest ago until `needed` bytes more are within the limit."""
-        files = [(file.stat(), file) for file in self.folder.iterdir() if not file.name.endswith(".partial")]
+        files = []
+        for file in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by another process
+                if not file.name.endswith(".partial"):
+                    files.append((file.stat(), file))
         used = sum(facts.st_size for facts, _ in files)
         for facts, file in sorted(files, key=lambda item: item[0].st_mtime_ns):
             if used + needed <= self.most_bytes:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +13,7 @@ from corpora import bytes_of, options, tokenizer_of, write_jsonl
 from runs import as_toml, settings_of
 from stores import documents_of, write_store
 
+import pipeline.cache
 from pipeline import build as b
 from pipeline.cache import Cache
 from pipeline.cli import main
@@ -171,6 +173,30 @@ def test_threads_that_share_a_small_store_cache_read_what_was_stored(bucket, tmp
 
 def read_all(url, folder, limit, results):
     results.put([len(Store.open(url, cache_dir=folder, cache_bytes=limit).document(i)) for i in (0, 1, 2, 3, 0)])
+
+
+def test_shards_that_a_batch_needs_are_fetched_at_the_same_time_within_the_limit(bucket, tmp_path, monkeypatch):
+    documents = documents_of([50] * 30)
+    write_store(tmp_path / "local", documents, shards=3)
+    upload(tmp_path / "local", f"{bucket}/store")
+    sizes_of = [shard.bytes for shard in Manifest.load(tmp_path / "local").shards]
+    together, needed = threading.Barrier(3, timeout=20), []
+    make_room, checked = Cache._make_room, pipeline.cache.digest_of
+
+    def compared(path):
+        if path.name.endswith(".partial"):
+            together.wait()  # three were downloaded: none was compared before
+        return checked(path)
+
+    monkeypatch.setattr(Cache, "_make_room", lambda self, size: needed.append(size) or make_room(self, size))
+    monkeypatch.setattr(pipeline.cache, "digest_of", compared)
+    store = Store.open(place(f"{bucket}/store"), cache_dir=tmp_path / "cache", cache_bytes=sum(sizes_of))
+    labels = np.empty((2, 60), dtype=np.int64)
+    which = np.array([0, 10, 20])
+    store.gather(which, np.zeros(3, dtype=np.int64), np.full(3, 20), *labels)
+    assert labels[1].tolist() == [token for index in which for token in documents[index][:20].tolist()]
+    assert max(needed) > max(sizes_of), "room for what others download"
+    assert store._cache._coming == 0
 
 
 def test_processes_share_a_cache(bucket, tmp_path):
