@@ -58,6 +58,13 @@ class Cache:
         self._checked.add(digest)
         return path
 
+    def opened(self, source: Path, digest: str) -> pa.MemoryMappedFile | None:
+        """A map of the local copy of `source`; None where this process has not fetched it, or it is gone again."""
+        if digest in self._checked:
+            with contextlib.suppress(FileNotFoundError):
+                return pa.memory_map(str(self.folder / f"{digest}{source.suffix}"))
+        return None
+
     def touch(self, names: Iterable[str]) -> None:
         """Files that were used just now, in this order: those go last."""
         for name in names:

@@ -122,9 +122,10 @@ class Store:
         if self._cache is not None and index not in self._offsets:
             shard = self.shards[index]
             path = self.path / shard.file
-            return np.diff(
-                self._columns(read_head(path, shard.documents * 8 + HEAD_BYTES, shard.bytes), shard, path)[0]
-            )
+            head = self._cache.opened(path, shard.digest)
+            if head is None:
+                head = read_head(path, shard.documents * 8 + HEAD_BYTES, shard.bytes)
+            return np.diff(self._columns(head, shard, path)[0])
         with self._lock:
             return np.diff(self._map(index))
 

@@ -143,6 +143,20 @@ def test_lengths_are_read_without_the_tokens(bucket, tmp_path):
     assert len(list((tmp_path / "c").iterdir())) == 1
 
 
+def test_lengths_of_a_shard_that_was_fetched_are_not_asked_for_again(bucket, tmp_path, monkeypatch):
+    write_store(tmp_path / "local", documents_of([5, 9, 2, 7]), shards=2)
+    upload(tmp_path / "local", f"{bucket}/store")
+    store = Store.open(place(f"{bucket}/store"))
+    store.read_ahead(1)
+    monkeypatch.setattr("pipeline.reader.read_head", None)
+    assert store.shard_lengths(1).tolist() == [2, 7]
+    with pytest.raises(TypeError):
+        store.shard_lengths(0)
+    monkeypatch.undo()
+    next(store._cache.folder.glob("*.arrow")).unlink()
+    assert store.shard_lengths(1).tolist() == [2, 7]
+
+
 def test_the_cache_is_bounded_and_keeps_what_was_used_last(bucket, tmp_path):
     documents = documents_of([1000] * 6)
     manifest = write_store(tmp_path / "s", documents, shards=6)
