@@ -64,7 +64,10 @@ class IndexedDataset:
             )
         size = HEADER.size + sequences * 12 + entries * 8
         if len(index) == size + sequences:
-            raise self._unsound("an index with modes: a multimodal dataset is not only tokens")
+            raise self._unsound(
+                "an index with modes: a multimodal dataset is not only tokens",
+                remedy="import a dataset of text alone",
+            )
         if len(index) != size:
             raise self._unsound("the index is not of the size it names", found=len(index), allowed=f"{size} bytes")
         at = HEADER.size
@@ -133,7 +136,8 @@ class IndexedDataset:
                 )
 
     def _unsound(self, what: str, **more: Any) -> CorpusError:
-        return CorpusError(what, where=self._index_path, **more)
+        remedy = "copy both files again, or make them anew with Megatron's tools/preprocess_data.py"
+        return CorpusError(what, where=self._index_path, **{"remedy": remedy, **more})
 
 
 def check_free(prefix: Path, *, force: bool) -> None:
