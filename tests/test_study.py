@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from train.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
-ARMS = sorted(path for path in (ROOT / "experiments").glob("*.toml") if path.stem != "base")
+ARMS = sorted(path for path in (ROOT / "experiments").rglob("*.toml") if path.stem != "base")
 
 
 @pytest.fixture(scope="module")
@@ -237,14 +237,16 @@ def test_every_arm_is_compared_seed_by_seed_with_the_first_and_with_slw_and_its_
     assert row.split(" | ")[3].startswith("*-0.032 ±")  # p = 0.02, of six
 
 
-@pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ARMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_arm_has_the_same_tokens_validation_and_warmup_tokens(path):
-    arm, base = load_config(path), tomllib.loads((ROOT / "experiments/base.toml").read_text())
+    arm, base = load_config(path), tomllib.loads(path.with_name("base.toml").read_text())
+    rows = base["batch"]["global_batch_sequences"]
+    longest = load_config(path.with_name("constant.toml")).schedule().max_seqlen
     assert arm.run.model_dump(exclude_unset=True, mode="json") == base["run"]
     schedule = arm.schedule()
-    assert schedule.max_seqlen == 256
+    assert schedule.max_seqlen == longest
     first = schedule.phases[0] if schedule.phases else None
-    tokens = first.seqlen * 16 if first else arm.batch.global_batch_tokens  # 16 sequences, or as many tokens
+    tokens = first.seqlen * rows if first else arm.batch.global_batch_tokens  # as many sequences, or tokens
     if path.stem == "constant-long-warmup":
         slw = load_config(path.with_name("slw.toml"))
         warmup = slw.schedule().tokens_before(slw.optimizer.warmup_steps)
@@ -254,4 +256,4 @@ def test_every_arm_has_the_same_tokens_validation_and_warmup_tokens(path):
         assert arm.optimizer == slw.optimizer
         assert arm.schedule().total_steps == slw.schedule().total_steps
     else:
-        assert arm.optimizer.warmup_steps * tokens == base["optimizer"]["warmup_steps"] * 16 * 256
+        assert arm.optimizer.warmup_steps * tokens == base["optimizer"]["warmup_steps"] * rows * longest
