@@ -13,21 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from corpora import bytes_of, options, texts_of, tokenizer_of, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from pipeline.build import build, build_task, remove
+from pipeline.build import build
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
 from pipeline.draft import BUILD_FOLDER
-from pipeline.errors import CorpusError, SlwError, StoreError
+from pipeline.errors import StoreError
 from pipeline.format import Manifest
 from pipeline.held_out import is_held_out
 from pipeline.inputs import find_files
-from pipeline.job import BuildOptions
 from pipeline.reader import Store
-from pipeline.train_tokenizer import train_tokenizer
 from pipeline.verify import verify
 
 TEXTS = [f"document {i}: " + "the quick brown fox, naïve café 😀 " * (i % 13) + "end" for i in range(120)]
@@ -36,30 +35,7 @@ TEXTS[7] = "text that spells <|endoftext|> stays text"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_jsonl(folder / "corpus.jsonl", TEXTS)
-    out = folder / "tokenizer.json"
-    train_tokenizer((str(folder / "corpus.jsonl"),), out, vocab_size=400, reading=Reading())
-    return out
-
-
-def write_jsonl(path, texts):
-    path.write_bytes(b"".join(orjson.dumps({"id": i, "text": text}) + b"\n" for i, text in enumerate(texts)))
-
-
-def options(tokenizer, out, *inputs, **more):
-    return BuildOptions(inputs=tuple(str(i) for i in inputs), tokenizer=tokenizer, out=out, **more)
-
-
-def texts_of(out, tokenizer, split="train"):
-    store, decoder = Store.open(out, split), Tokenizer.from_file(str(tokenizer))
-    ids = [store.document(i).tolist() for i in range(store.documents)]
-    assert all(document[-1] == store.manifest.eod_id for document in ids)
-    return [decoder.decode(document[:-1], skip_special_tokens=False) for document in ids]
-
-
-def bytes_of(out):
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*.arrow"))}
+    return tokenizer_of(tmp_path_factory.mktemp("tokenizer"))
 
 
 def as_input(folder, kind):
@@ -200,66 +176,6 @@ except StoreError as error:
     assert verify(out) == []
 
 
-def test_other_parameters_are_refused_by_name_and_the_same_ones_do_nothing(tokenizer, tmp_path):
-    write_jsonl(tmp_path / "c.jsonl", TEXTS)
-    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
-    before = (tmp_path / "s" / "manifest.json").stat().st_mtime_ns
-    assert build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl")).already_built
-    assert (tmp_path / "s" / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(StoreError, match=r"validation_fraction: 0\.0 there, 0\.5 asked"):
-        build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl", validation_fraction=0.5))
-    write_jsonl(tmp_path / "d.jsonl", TEXTS)
-    with pytest.raises(
-        StoreError, match=r"1 only there, such as \S*c\.jsonl[\s\S]*1 only asked, such as \S*d\.jsonl"
-    ):
-        build(options(tokenizer, tmp_path / "s", tmp_path / "d.jsonl"))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(StoreError, match="is no store"):
-        build(options(tokenizer, tmp_path / "mine", tmp_path / "c.jsonl"))
-    with pytest.raises(StoreError, match="leaves it alone"):
-        remove(tmp_path / "mine")
-    remove(tmp_path / "s")
-    assert not (tmp_path / "s").exists()
-
-
-def test_force_deletes_nothing_before_the_inputs_and_the_tokenizer_are_found(tokenizer, tmp_path):
-    write_jsonl(tmp_path / "c.jsonl", TEXTS)
-    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
-    before = bytes_of(tmp_path / "s")
-    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
-    for there, name in ((tmp_path / "t.json", "c.jsonl"), (tokenizer, "d.jsonl"), (tokenizer, "cut.parquet")):
-        with pytest.raises(SlwError):
-            build(options(there, tmp_path / "s", tmp_path / name), force=True)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(StoreError, match="is no store"):
-        build(options(tokenizer, tmp_path / "mine", tmp_path / "c.jsonl"), force=True)
-    assert bytes_of(tmp_path / "s") == before
-    write_jsonl(tmp_path / "d.jsonl", TEXTS[:3])
-    assert build(options(tokenizer, tmp_path / "s", tmp_path / "d.jsonl"), force=True).manifest.documents() == 3
-
-
-@pytest.mark.parametrize("array_job", [False, True])
-def test_a_build_that_is_refused_before_it_begins_leaves_nothing(tokenizer, tmp_path, array_job):
-    write_jsonl(tmp_path / "c.jsonl", TEXTS)
-    (tmp_path / "t.json").write_text("no tokenizer")
-    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "whole.parquet")
-    (tmp_path / "cut.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-5])
-    out = tmp_path / "s"
-    for asked in (
-        options(tmp_path / "nowhere.json", out, tmp_path / "c.jsonl"),
-        options(tmp_path / "t.json", out, tmp_path / "c.jsonl"),
-        options(tokenizer, out, tmp_path / "c.jsonl", eod="<no such token>"),
-        options(tokenizer, out, tmp_path / "d.jsonl"),
-        options(tokenizer, out, tmp_path / "cut.parquet"),
-        options(tokenizer, out, tmp_path / "c.jsonl", workers=0),
-    ):
-        with pytest.raises(SlwError):
-            build_task(asked, 1, 2) if array_job else build(asked)
-        assert not out.exists()
-
-
 def test_a_store_that_a_link_leads_to_is_built_anew_where_it_lies(tokenizer, tmp_path):
     write_jsonl(tmp_path / "c.jsonl", TEXTS)
     build(options(tokenizer, tmp_path / "disk", tmp_path / "c.jsonl"))
@@ -267,35 +183,6 @@ def test_a_store_that_a_link_leads_to_is_built_anew_where_it_lies(tokenizer, tmp
     write_jsonl(tmp_path / "c.jsonl", TEXTS[:3])
     build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"), force=True)
     assert (tmp_path / "s").is_symlink() and Store.open(tmp_path / "disk").documents == 3
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"text": "x"', r"c\.jsonl:3[\s\S]*one JSON object a line"),
-        (b'{"body": "x", "id": 1}', r"c\.jsonl:3[\s\S]*fields body, id[\s\S]*--text-field"),
-        (b'{"text": 5}', r"c\.jsonl:3[\s\S]*int"),
-        (b'["text"]', r"c\.jsonl:3[\s\S]*list"),
-        (b'{"text": "\xff"}', r"c\.jsonl:3"),
-    ],
-)
-def test_bad_lines_are_named_by_file_and_line_and_can_be_left_out(tokenizer, tmp_path, line, message):
-    path = tmp_path / "c.jsonl"
-    path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": ""}\n{"text": "b"}\n')
-    with pytest.raises(CorpusError, match=message):
-        build(options(tokenizer, tmp_path / "s", path))
-    result = build(options(tokenizer, tmp_path / "s", path, skip_bad=True))
-    assert texts_of(tmp_path / "s", tokenizer) == ["a", "b"]
-    assert (result.bad, result.manifest.skipped) == (1, 2)
-    assert "c.jsonl:3" in result.bad_examples[0]
-
-
-def test_the_remedy_of_a_first_error_can_be_followed_at_once(tokenizer, tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"body": "a"}\n')
-    with pytest.raises(CorpusError, match="--text-field"):
-        build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl"))
-    build(options(tokenizer, tmp_path / "s", tmp_path / "c.jsonl", reading=Reading(text_field="body")))
-    assert texts_of(tmp_path / "s", tokenizer) == ["a"]
 
 
 def test_each_source_may_have_its_text_in_a_field_of_its_own(tokenizer, tmp_path):
@@ -313,33 +200,6 @@ def test_each_source_may_have_its_text_in_a_field_of_its_own(tokenizer, tmp_path
     assert build(asked).already_built
     with pytest.raises(StoreError, match=r"text_field: [\s\S]*body"):
         build(options(tokenizer, tmp_path / "s", sources=sources))
-
-
-def test_inputs_that_cannot_be_read_are_named(tokenizer, tmp_path):
-    out = tmp_path / "s"
-    with pytest.raises(CorpusError, match="nowhere"):
-        find_files((str(tmp_path / "nowhere.jsonl"),), Reading())
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match="no input file"):
-        find_files((str(tmp_path / "empty"),), Reading())
-    (tmp_path / "e.jsonl").write_text("\n")
-    with pytest.raises(CorpusError, match="corpus is empty"):
-        build(options(tokenizer, out, tmp_path / "e.jsonl"))
-    assert not out.exists()
-    write_jsonl(tmp_path / "v.jsonl", TEXTS[:3])
-    with pytest.raises(CorpusError, match="--validation-fraction"):
-        build(options(tokenizer, out, tmp_path / "v.jsonl", validation_fraction=0.999999))
-    assert not out.exists()
-    whole = gzip.compress(orjson.dumps({"text": os.urandom(5000).hex()}) + b"\n")
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CorpusError, match=r"cut\.jsonl\.gz"):
-        build(options(tokenizer, tmp_path / "s2", tmp_path / "cut.jsonl.gz"))
-    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "t.parquet")
-    with pytest.raises(CorpusError, match=r"t\.parquet[\s\S]*columns body"):
-        build(options(tokenizer, tmp_path / "s3", tmp_path / "t.parquet"))
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CorpusError, match="not UTF-8"):
-        build(options(tokenizer, tmp_path / "s4", tmp_path / "b.txt"))
 
 
 def test_verify_names_every_damaged_shard_and_a_lost_tokenizer(tokenizer, tmp_path):
