@@ -104,19 +104,32 @@ def find_files(
             "standard input beside other inputs",
             allowed="- alone: it can be read only once, from its start to its end",
         )
-    found: dict[str, InputFile] = {}
-    for source, path in ordered:
-        for file in _expand(local_path(path), reading, allowed):
-            key = file.path if is_remote(file.path) else os.path.realpath(file.path)
-            first = found.setdefault(key, replace(file, source=source))
-            if first.source != source:
-                raise ConfigError(
-                    "a file in two sources",
-                    where=file.path,
-                    found=f"{first.source} and {source}",
-                    remedy="leave it out of one; the share of a source is for the mixture to say",
-                )
-    return list(found.values())
+    sources_of = dict[str, str]()
+    return [
+        replace(file, source=source)
+        for source, path in ordered
+        for file in _expand(local_path(path), reading, allowed)
+        if is_new(file.path, source, sources_of)
+    ]
+
+
+def is_new(path: str, source: str, sources_of: dict[str, str]) -> bool:
+    """Whether no name has led to the file `path` yet; notes in `sources_of` that it is of `source`.
+
+    Raises ConfigError where it is of another source already.
+    """
+    file = path if is_remote(path) else os.path.realpath(path)
+    if file not in sources_of:
+        sources_of[file] = source
+        return True
+    if sources_of[file] != source:
+        raise ConfigError(
+            "a file in two sources",
+            where=path,
+            found=f"{sources_of[file]} and {source}",
+            remedy="leave it out of one; the share of a source is for the mixture to say",
+        )
+    return False
 
 
 def _expand(name: str, reading: Reading, allowed: str | None) -> list[InputFile]:

@@ -7,7 +7,6 @@ export likewise. Neither holds more than a shard in memory. A store, exported an
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.files import STDIN
 from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest, ShardInfo
 from pipeline.held_out import are_held_out, check_fraction
 from pipeline.huggingface import BATCH_ROWS, STATE_NAME, TokenColumn, int32_lists, write_dataset
-from pipeline.inputs import in_order
+from pipeline.inputs import in_order, is_new
 from pipeline.reader import Store
 from pipeline.shell import pasted
 from pipeline.staging import new_folder
@@ -123,33 +122,17 @@ def _readers(options: ImportOptions) -> list[tuple[str, str, TokenReader]]:
 
     Raises ConfigError where one is in two sources, and as `reader_of` does.
     """
-    readers, found = [], dict[str, str]()
+    readers, sources_of = [], dict[str, str]()
     for source, name in in_order(options.inputs, options.sources):
         reader = reader_of(name, options)
         if isinstance(reader, TokenColumn):
-            reader.files = [file for file in reader.files if _is_new(found, source, file.path)]
+            reader.files = [file for file in reader.files if is_new(file.path, source, sources_of)]
             new = bool(reader.files)
         else:
-            new = _is_new(found, source, str(megatron.prefix_of(Path(name)) or name), name)
+            new = is_new(reader.name, source, sources_of)
         if new:
             readers.append((source, name, reader))
     return readers
-
-
-def _is_new(found: dict[str, str], source: str, path: str, name: str | None = None) -> bool:
-    """Whether `path` is not in `found` (path -> source) yet; then it is noted."""
-    path = path if is_remote(path) else os.path.realpath(path)
-    if path not in found:
-        found[path] = source
-        return True
-    if found[path] != source:
-        raise ConfigError(
-            "an input in two sources",
-            where=name or path,
-            found=f"{found[path]} and {source}",
-            remedy="leave it out of one",
-        )
-    return False
 
 
 def _indices(name: str) -> list[Path]:

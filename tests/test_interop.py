@@ -286,7 +286,7 @@ def test_an_input_that_is_named_twice_is_read_once(tokenizer, tmp_path):
     bring(tokenizer, tmp_path / "out", *(tmp_path / name for name in ("x.bin", "x.idx", "y.bin", "y.idx", "x")))
     assert stored(tmp_path / "out") == [[1, 2, 0]] * 2
     sources = (("a", str(tmp_path / "x.bin")), ("b", str(tmp_path / "x.idx")))
-    with pytest.raises(ConfigError, match=r"an input in two sources\s+where: .*x\.idx\s+found:   a and b"):
+    with pytest.raises(ConfigError, match=r"a file in two sources\s+where: .*x\s+found:   a and b"):
         bring(tokenizer, tmp_path / "two", sources=sources)
 
 
@@ -299,7 +299,7 @@ def test_a_table_in_a_folder_that_is_named_too_is_read_once(tokenizer, tmp_path)
     bring(tokenizer, tmp_path / "out", table, tmp_path / "in", tmp_path / "link.parquet")
     assert stored(tmp_path / "out") == [[2, 4, 0], [1, 4, 0]]
     sources = (("a", str(tmp_path / "in")), ("b", str(table)))
-    with pytest.raises(ConfigError, match=r"an input in two sources\s+where: .*2\.parquet\s+found:   a and b"):
+    with pytest.raises(ConfigError, match=r"a file in two sources\s+where: .*2\.parquet\s+found:   a and b"):
         bring(tokenizer, tmp_path / "two", sources=sources)
     assert not (tmp_path / "two").exists()
 
