@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from runs import as_toml, settings_of, tiny_store
 
 from pipeline.errors import ConfigError
 from train.config_file import load_config
+from train.config_layers import read_layers
 
 ROOT = Path(__file__).parents[1]
 ARMS = sorted(path for path in (ROOT / "experiments").rglob("*.toml") if path.stem != "base")
@@ -239,7 +239,7 @@ def test_every_arm_is_compared_seed_by_seed_with_the_first_and_with_slw_and_its_
 
 @pytest.mark.parametrize("path", ARMS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_arm_has_the_same_tokens_validation_and_warmup_tokens(path):
-    arm, base = load_config(path), tomllib.loads(path.with_name("base.toml").read_text())
+    arm, (base, _) = load_config(path), read_layers(path.with_name("base.toml"))
     rows = base["batch"]["global_batch_sequences"]
     longest = load_config(path.with_name("constant.toml")).schedule().max_seqlen
     assert arm.run.model_dump(exclude_unset=True, mode="json") == base["run"]
