@@ -131,6 +131,7 @@ main()
     output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert output.count("the same command goes on") == 1, output
+    assert "writing a checkpoint" not in output, "rank 0 alone speaks, and was not signalled"
     step = steps_of(folder)[-1]["step"]
     assert step < steps_of(whole)[-1]["step"]
     assert checkpoint.find(folder)[-1].name == f"step-{step:08d}"
