@@ -177,8 +177,8 @@ def _write_spans(
                 piece += 1
             else:
                 span = seqlen - at % seqlen  # padding, to the end of the row
-                begin = batch * batch_tokens + at
-                positions[begin : begin + span] = np.arange(span)
+                for i in range(span):
+                    positions[batch * batch_tokens + at + i] = i
             at += span
             cu_seqlens[n] = at
             n += 1

@@ -131,7 +131,8 @@ def _deal(queue: Queue, seqlen: int, sequences: int, key: int, from_beginning: b
 def _rest(short: np.ndarray, item: np.ndarray, start: np.ndarray) -> np.ndarray:
     """What is left of the rests number `item` of `short` from their token `start` on, in the order of `short`."""
     begin = np.full(short.shape[1], -1, dtype=np.int64)
-    begin[item] = start
+    for i in range(len(item)):
+        begin[item[i]] = start[i]
     more = np.empty((4, len(item)), dtype=np.int64)
     n = 0
     for i in range(len(begin)):

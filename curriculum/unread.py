@@ -104,7 +104,9 @@ def push(queue: Queue, more: np.ndarray) -> Queue:
     grown = clock[SIZE] + count
     if grown > capacity:
         larger = np.zeros((6, grown + grown // 2), dtype=np.int64)
-        larger[:, :capacity] = rests
+        for row in range(len(rests)):
+            for slot in range(capacity):
+                larger[row, slot] = rests[row, slot]
         for slot in range(capacity, larger.shape[1]):
             larger[NEXT, slot] = slot + 1
         if clock[FREE] != capacity:  # the new slots come before the free ones there are
@@ -234,7 +236,8 @@ def _look_ahead(queue: Queue, seqlen: int, short: np.ndarray, m: int) -> np.ndar
     passed = np.empty(lookahead, dtype=np.int64)
     if short.shape[1] < m + lookahead:
         small, short = short, np.empty((4, m + lookahead), dtype=np.int64)
-        short[:, :m] = small[:, :m]
+        for i in range(m):
+            short[0, i], short[1, i], short[2, i], short[3, i] = small[0, i], small[1, i], small[2, i], small[3, i]
     p, most = 0, m + lookahead
     while clock[SIZE] > p and m < most and p < lookahead:
         s = pop(queue)

@@ -47,7 +47,7 @@ def fill_rows(lengths: np.ndarray, seqlen: int, rows: int) -> Groups:
     """
     stock = longest_first(lengths, seqlen)
     groups = room_for(len(lengths))
-    made = _close(stock, seqlen, groups, 0)
+    made = _close(stock, seqlen, groups, np.int64(0))  # a plain 0 would be compiled for by itself
     made = fill_rest(stock, seqlen, rows - made, groups, made)
     return Groups(groups.entry, groups.begin[: made + 1], groups.used[:made])
 
