@@ -74,6 +74,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
+    if args.nanogpt:
+        # As nanogpt.py sets it, and before ours is compiled: graphs made under another precision are made anew.
+        torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory(prefix="slw-bench-") as name:
         folder = Path(name)
         write_synthetic_store(folder / "store", 4_000_000, args.vocab_size)

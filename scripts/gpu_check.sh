@@ -8,8 +8,8 @@
 #     scripts/gpu_check.sh --only parity resume --seconds 200
 #
 # Nothing but this checkout is read. On a machine that has torch 2.11 or later, numba, pyarrow, numpy, rich, safetensors,
-# tokenizers, xxhash, fsspec, click and typing-inspection, FOLDER holds wheels for its Python of: pydantic, pydantic-core
-# (the version that pydantic asks for), annotated-types, orjson, zstandard, universal-pathlib, pathlib-abc.
+# tokenizers, xxhash, fsspec and click, FOLDER holds wheels for its Python of: pydantic, pydantic-core (the version that
+# pydantic asks for), annotated-types, typing-inspection, orjson, zstandard, universal-pathlib, pathlib-abc.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
