@@ -58,7 +58,7 @@ def plan_steps(order: Order, first: int = 0, expect: Expect = expect_nothing) ->
 
 
 def _pieces(order: Order) -> Pieces:
-    lengths = np.concatenate([order.corpus.shard_lengths(i) for i in range(len(order.corpus.shards))])
+    lengths = np.concatenate(list(order.corpus.shard_lengths(range(len(order.corpus.shards)))))
     buckets = order.schedule.decomposition
     assert buckets is not None, "a schedule of buckets is never changed"
     return Pieces(buckets, lengths, order.seed, order.schedule.max_epochs)

@@ -44,7 +44,7 @@ def resolved_for(schedule: Schedule, corpus: Corpus) -> Schedule:
     """
     buckets, sequences = schedule.decomposition, None
     if buckets:
-        counts = [buckets.count(corpus.shard_lengths(i)) for i in range(len(corpus.shards))]
+        counts = [buckets.count(lengths) for lengths in corpus.shard_lengths(range(len(corpus.shards)))]
         sequences = np.sum(counts, axis=0).tolist()
     return resolved(schedule, sum(shard.tokens for shard in corpus.shards), sequences)
 

@@ -11,7 +11,7 @@ no state is needed. Price: the lengths of one group in memory (0.7 M documents, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,8 +56,8 @@ class Corpus(Protocol):
     def shards(self) -> Sequence[Shard]:
         """Documents are numbered in this order, from 0."""
 
-    def shard_lengths(self, index: int) -> np.ndarray:
-        """int64 [documents of the shard]: tokens of each, at least 1."""
+    def shard_lengths(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """Of each of these shards int64 [its documents]: tokens of each, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Lengths:
             for part in np.array_split(all_of_it, shards)
         ]
 
-    def shard_lengths(self, index: int) -> np.ndarray:
+    def shard_lengths(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
         """See `Corpus`."""
-        return self.shards[index].lengths
+        return (self.shards[index].lengths for index in indices)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def windows(
                 if number + 1 < len(groups):
                     expect([shards[member] for member in groups[number + 1].tolist()])
                 chosen = [shards[member] for member in members.tolist()]
-                lengths = [corpus.shard_lengths(index) for index in chosen]
+                lengths = list(corpus.shard_lengths(chosen))
                 documents = [
                     np.arange(first_documents[index], first_documents[index] + len(part), dtype=np.int64)
                     for index, part in zip(chosen, lengths, strict=True)

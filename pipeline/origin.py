@@ -39,7 +39,7 @@ def origin(store: Store, document: int) -> Origin:
     extra = {name: columns.column(name)[item].as_py() for name in ("id", "source") if name in columns.schema.names}
     return Origin(
         document=document,
-        tokens=int(store.shard_lengths(shard)[item]),
+        tokens=int(next(store.shard_lengths([shard]))[item]),
         source=extra.get("source") or store.shards[shard].source,
         unit=store.shards[shard].unit,
         row=columns.column("row")[item].as_py(),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,15 +110,21 @@ class Store:
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [documents]: stored tokens, the end-of-document token included. Maps every shard, reads no token."""
+        return np.concatenate([np.empty(0, dtype=np.int64), *self.shard_lengths(range(len(self.shards)))])
+
+    def shard_lengths(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """Of each of these shards int64 [its documents], as in `lengths`. Raises StoreError at a damaged one.
+
+        Those of a remote store are asked for several at once.
+        """
         if self._cache is None:
-            parts = [self.shard_lengths(index) for index in range(len(self.shards))]
+            yield from map(self._lengths_of, indices)
         else:
             with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-                parts = list(pool.map(self.shard_lengths, range(len(self.shards))))
-        return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+                yield from pool.map(self._lengths_of, indices)
 
-    def shard_lengths(self, index: int) -> np.ndarray:
-        """int64 [documents of shard `index`], as in `lengths`. Raises StoreError where the shard is damaged."""
+    def _lengths_of(self, index: int) -> np.ndarray:
+        """int64 [documents of shard `index`]."""
         if self._cache is not None and index not in self._offsets:
             shard = self.shards[index]
             path = self.path / shard.file

@@ -38,7 +38,7 @@ def lengths_of_sources(store: Store) -> dict[str, LengthCounts]:
     indices: dict[str, list[int]] = {}
     for index, shard in enumerate(store.shards):
         indices.setdefault(shard.source, []).append(index)
-    return {source: count_lengths(map(store.shard_lengths, some)) for source, some in indices.items()}
+    return {source: count_lengths(store.shard_lengths(some)) for source, some in indices.items()}
 
 
 def render(facts: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -210,8 +210,8 @@ class MadeUp:
     def shards(self) -> list[MadeUpShard]:
         return [MadeUpShard(number) for number in range(self.count)]
 
-    def shard_lengths(self, index: int) -> np.ndarray:
-        return self.shards[index].lengths()
+    def shard_lengths(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        return (self.shards[index].lengths() for index in indices)
 
 
 def trillion(tokens: int) -> dict[str, object]:

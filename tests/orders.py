@@ -63,7 +63,7 @@ def orders(draw, steps=200):
 
 
 def lengths_of(corpus):
-    return np.concatenate([corpus.shard_lengths(index) for index in range(len(corpus.shards))])
+    return np.concatenate(list(corpus.shard_lengths(range(len(corpus.shards)))))
 
 
 def planned(order, first=0):

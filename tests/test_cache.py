@@ -14,8 +14,10 @@ from runs import as_toml, settings_of
 from stores import documents_of, write_store
 
 import pipeline.cache
+from curriculum.loader import CurriculumLoader
+from curriculum.schedule import Schedule
 from pipeline import build as b
-from pipeline.cache import Cache
+from pipeline.cache import Cache, read_head
 from pipeline.cli import main
 from pipeline.errors import ConfigError, StoreError
 from pipeline.format import Manifest
@@ -149,12 +151,28 @@ def test_lengths_of_a_shard_that_was_fetched_are_not_asked_for_again(bucket, tmp
     store = Store.open(place(f"{bucket}/store"))
     store.read_ahead(1)
     monkeypatch.setattr("pipeline.reader.read_head", None)
-    assert store.shard_lengths(1).tolist() == [2, 7]
+    assert next(store.shard_lengths([1])).tolist() == [2, 7]
     with pytest.raises(TypeError):
-        store.shard_lengths(0)
+        next(store.shard_lengths([0]))
     monkeypatch.undo()
     next(store._cache.folder.glob("*.arrow")).unlink()
-    assert store.shard_lengths(1).tolist() == [2, 7]
+    assert next(store.shard_lengths([1])).tolist() == [2, 7]
+
+
+def test_heads_of_shards_are_asked_for_at_once(bucket, tmp_path, monkeypatch):
+    write_store(tmp_path / "local", documents_of([5, 9, 2, 7]), shards=4)
+    upload(tmp_path / "local", f"{bucket}/store")
+    store = Store.open(place(f"{bucket}/store"))
+    others, read = threading.Barrier(4, timeout=30), read_head
+
+    def wait_for_others(*asked):
+        others.wait()
+        return read(*asked)
+
+    monkeypatch.setattr("pipeline.reader.read_head", wait_for_others)
+    schedule = Schedule.constant(seqlen=1, global_batch_sequences=1, epochs=1)
+    with CurriculumLoader(store, schedule, seed=1) as loader:
+        assert next(loader).targets == 1
 
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last(bucket, tmp_path):
