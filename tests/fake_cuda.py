@@ -89,6 +89,7 @@ def installed():
     fake_tensor.init_gpu_context = lambda device: None
     for form in ("flash", "mem_efficient", "cudnn"):  # to choose between kernels torch asks the GPU
         getattr(torch.backends.cuda, f"enable_{form}_sdp")(False)
+    torch.backends.cuda.enable_cudnn_sdp = lambda enabled: None
     for name, value in CUDA.items():
         setattr(torch.cuda, name, value)
     make = torch.tensor

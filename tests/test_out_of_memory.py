@@ -163,9 +163,9 @@ def test_ranks_search_with_the_memory_of_the_one_that_has_least(store, tmp_path,
 
 
 def test_a_run_that_goes_on_halves_what_it_had_only_where_it_does_not_fit(store, tmp_path, monkeypatch):
-    assert searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5) == (64, [64], [0])
+    assert searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5) == (64, [64, 63], [0])
     found, tried, _ = searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5, fitting_tokens=40)
-    assert (found, tried) == (32, [64, 32])
+    assert (found, tried) == (32, [64, 32, 30])
 
 
 def test_shards_of_which_one_rank_alone_ran_out_of_memory_end_at_once(store, tmp_path, monkeypatch):

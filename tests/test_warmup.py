@@ -122,6 +122,21 @@ def test_many_shapes_are_sampled_evenly_with_both_ends():
     assert (chosen[0], chosen[-1]) == (shapes[-1], shapes[0])
 
 
+def test_the_shapes_that_need_most_memory_are_those_of_most_tokens_and_of_most_spans():
+    long, short, windows = MicroBatchSize(1024, 1024), MicroBatchSize(1000, 8), MicroBatchSize(1024, 512, 8)
+    assert warmup.heaviest([short, MicroBatchSize(960, 8), long]) == [long, short]
+    assert warmup.heaviest([short, windows, long]) == [long, windows]
+    assert warmup.heaviest([long]) == [long]
+
+
+def test_cudnn_plans_its_attention_for_few_shapes_only(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", told.append)
+    for lengths in (8, 9):
+        warmup.choose_attention([MicroBatchSize(64, seqlen) for seqlen in range(1, lengths + 1)])
+    assert told == [True, False]
+
+
 def test_a_run_on_a_cpu_leaves_a_gpu_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert set(random_state()) == {"cpu"}

@@ -3,7 +3,7 @@
 Each position sees itself and what is before it in its span: a piece of a document, a SkyLadder window, or the whole
 row. `Sight` says so in the form that the kernel at hand wants:
 
-    rows      x [B, L, C], no mask    every row is one span: SDPA with is_causal (flash on CUDA)
+    rows      x [B, L, C], no mask    every row is one span: SDPA with is_causal (flash or cuDNN on CUDA)
     rows      x [B, L, C], mask       SDPA with a boolean mask: any device, any dtype; L**2 bytes a row
     flat      x [1, T, C], cu_seqlens `varlen_attn` on CUDA in half precision: skips what a span hides, and its shape
                                       does not change with the length of rows

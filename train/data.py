@@ -16,6 +16,10 @@ from pipeline.reader import Store
 from train.attention import Sight, has_varlen, span_mask
 from train.config import ModelConfig
 
+MOST_ROWS = 1 << 13
+"""Of a micro-batch: flash attention's backward pass takes memory for 128 positions of each row, counts it in 32 bits
+where rows are wide, and no kernel is launched for more than 65,535 rows."""
+
 
 def allocate_pinned(shape: tuple[int, ...]) -> np.ndarray:
     """int64 in page-locked memory, which a device copies from by itself: for `CurriculumLoader`."""
@@ -117,8 +121,11 @@ def micro_batches(
 
 
 def row_parts(rows: int, seqlen: int, micro_batch_tokens: int) -> list[slice]:
-    """As few parts as there can be of at most `micro_batch_tokens` tokens or one row, differing by a row at most."""
-    parts = -(-rows // max(1, micro_batch_tokens // seqlen))
+    """As few parts as there can be of at most `micro_batch_tokens` tokens or one row, differing by a row at most.
+
+    None has more than MOST_ROWS.
+    """
+    parts = -(-rows // min(max(1, micro_batch_tokens // seqlen), MOST_ROWS))
     edges = [rows * part // parts for part in range(parts + 1)]
     return [slice(first, last) for first, last in itertools.pairwise(edges)]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ CPU_TOKENS = 1 << 14
 """The automatic micro-batch of a CPU, whose memory is not worth a search."""
 SPARE = 0.05
 """Share of the device's memory that the search leaves free, for fragmentation."""
+FEW_SHAPES = 8
+"""A run of no more may take cuDNN's attention."""
 
 
 @dataclass(frozen=True, order=True)
@@ -55,6 +57,11 @@ class MicroBatchSize:
     def rows(self) -> int:
         """Rows of `seqlen`."""
         return self.tokens // self.seqlen
+
+    @property
+    def spans(self) -> int:
+        """Rows, cut at attention windows."""
+        return self.rows * -(-self.seqlen // (self.attention_window or self.seqlen))
 
 
 def shapes_of(
@@ -86,6 +93,24 @@ def largest_first(shapes: Iterable[MicroBatchSize]) -> list[MicroBatchSize]:
     if len(ordered) <= MOST_SHAPES:
         return ordered
     return [ordered[int(i)] for i in np.linspace(0, len(ordered) - 1, MOST_SHAPES).round()]
+
+
+def heaviest(shapes: Iterable[MicroBatchSize]) -> list[MicroBatchSize]:
+    """The one or two that may need most memory: of most tokens, and of most spans.
+
+    Flash attention's backward pass takes memory for 128 positions of each span, however short it is.
+    """
+    shapes = list(shapes)
+    return list(dict.fromkeys((max(shapes), max(shapes, key=lambda shape: (shape.spans, shape)))))
+
+
+def choose_attention(shapes: Collection[MicroBatchSize]) -> None:
+    """Whether `scaled_dot_product_attention` may take cuDNN's kernels on CUDA, for the whole process.
+
+    torch prefers them on Hopper. They are faster for rows of one span, but the first time that a shape is met they
+    are planned anew, which takes longer than a step, and is no graph that `Compiler` would count.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(len(shapes) <= FEW_SHAPES)
 
 
 def sample_batches(shape: MicroBatchSize, masked: bool) -> Iterator[Batch]:
@@ -125,11 +150,13 @@ def untouched(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
 def warm_up(run: Run) -> None:
     """Settle `run.micro_batch_tokens` where it is "auto", then run every shape if it is compiled; leaves no trace.
 
-    On cuda without compilation the largest shape alone; on a CPU nothing. Raises RunError where a batch does not fit.
+    On cuda without compilation the heaviest alone; on a CPU nothing. Raises RunError where a batch does not fit.
     """
     cuda, compiler, schedule, world_size = run.device.type == "cuda", run.compiler, run.schedule, run.ranks.world_size
     if not cuda and compiler is None:
         return
+    if cuda:
+        choose_attention(shapes_of(schedule, run.micro_batch_tokens, world_size, run.asked))
     with untouched(run.model, run.optimizer):
         if cuda and run.config.batch.micro_batch_tokens == "auto":
             run.micro_batch_tokens = micro_batch_that_fits(run)
@@ -140,7 +167,7 @@ def warm_up(run: Run) -> None:
                 often = [shape for shape, _ in counted.most_common(STATIC_SHAPES)]
                 parts = (part for shape in often for part in _micro_batches(run, shape))
                 compiler.static = {sizes_of(part.input_ids, part.sight) for part in parts}
-            for shape in shapes if compiler is not None else shapes[:1]:
+            for shape in shapes if compiler is not None else heaviest(shapes):
                 try_shape(run, shape)
             if compiler is not None and run.held_out is not None:
                 with torch.no_grad():
@@ -152,7 +179,7 @@ def warm_up(run: Run) -> None:
 
 
 def micro_batch_that_fits(run: Run) -> int:
-    """The automatic micro-batch: halved until the largest shape of the schedule fits.
+    """The automatic micro-batch: halved until the heaviest shapes of the schedule fit.
 
     A run that goes on begins with what it had, which is less only where the device or the share of it is smaller.
     """
@@ -167,7 +194,8 @@ def micro_batch_that_fits(run: Run) -> int:
 
     def attempt(tokens: int) -> None:
         spare = torch.empty(held, dtype=torch.uint8, device=run.device)
-        try_shape(run, largest_first(shapes_of(schedule, tokens, ranks.world_size, run.asked))[0])
+        for shape in heaviest(shapes_of(schedule, tokens, ranks.world_size, run.asked)):
+            try_shape(run, shape)
         del spare
 
     def agreed(mine: bool) -> bool:
