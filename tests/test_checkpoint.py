@@ -159,6 +159,14 @@ def test_a_missing_or_stale_latest_changes_nothing(tmp_path):
         assert checkpoint.load_latest(tmp_path, fail)[0] == newest
 
 
+def test_a_run_whose_checkpoints_were_moved_away_does_not_begin_anew(tmp_path):
+    shutil.move(write(tmp_path, 1), tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="the checkpoints are gone"):
+        checkpoint.load_latest(tmp_path, fail)
+    (tmp_path / "checkpoints/LATEST").unlink()
+    assert checkpoint.load_latest(tmp_path, fail) is None, "none was ever written"
+
+
 def test_what_a_kill_left_is_swept_and_never_read(tmp_path):
     sound = write(tmp_path, 1)
     shutil.copytree(sound, sound.with_name(".step-00000002.partial"))

@@ -120,6 +120,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, whole, tm
         loop.run(config_of(store, folder), warn=quiet)
 
 
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_again(store, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    heard = []
+    loop.run(config_of(store, tmp_path / "run"), warn=heard.append)
+    assert "it begins again" in heard[0]
+    assert_equal_runs(tmp_path / "run", whole)
+
+
 def test_figures_fetched_seldom_are_the_same_lines(store, whole, tmp_path):
     for every in (3, 1000):
         folder = tmp_path / str(every)

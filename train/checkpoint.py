@@ -4,7 +4,7 @@
                                   optimizer.safetensors   KIND:NAME, the kinds being exp_avg, exp_avg_sq and step
                                   state.json              where the run is: docs/checkpoints.md
                                   digests.json            XXH3 (128 bits, hex) of the three files above; written last
-    RUN/checkpoints/LATEST        the name of the newest folder, for other programs: we look at the folders
+    RUN/checkpoints/LATEST        the newest folder, for other programs; to us a sign that there were folders
 
 A folder is written under a hidden name, flushed and renamed; one that goes is renamed before it is deleted. So a
 folder called step-* is whole whenever the process is killed, unless the disk damages it: then its digests tell.
@@ -135,7 +135,7 @@ def load_latest(run: Path, warn: Callable[[str], None], files: Iterable[str] = F
     """Folder and state of the newest sound checkpoint; None where a run has none at all.
 
     `warn` hears of damaged ones passed over: which, and which file. `files`: only those are read and must be sound.
-    Raises RunError where all are damaged.
+    Raises RunError where all are damaged, or all are gone that there were.
     """
     found = find(run)
     for folder in reversed(found):
@@ -145,6 +145,13 @@ def load_latest(run: Path, warn: Callable[[str], None], files: Iterable[str] = F
         warn(f"checkpoint {folder} is damaged ({what}); trying the one before")
     if found:
         raise RunError("every checkpoint is damaged", where=run / FOLDER, remedy="start over: --force")
+    if (run / FOLDER / LATEST_NAME).exists():  # else a run whose checkpoints were moved would begin anew, unasked
+        raise RunError(
+            "the checkpoints are gone",
+            where=run / FOLDER,
+            found=f"{LATEST_NAME}, and no folder step-*",
+            remedy="put them back, or start over: --force",
+        )
     return None
 
 

@@ -16,6 +16,7 @@ from train.config import Config
 from train.determinism import deterministic
 from train.distributed import Ranks, digest, together
 from train.folder import check_folder, clear, locked, write_config
+from train.metrics import METRICS_NAME
 from train.out_of_memory import out_of_memory_explained
 from train.recovery import recover
 from train.report import Report
@@ -128,6 +129,8 @@ def _opened(
     check_folder(folder, config, change_schedule)  # again: another run may just have ended
     checkpoint.sweep(folder)
     saved = checkpoint.load_latest(folder, warn)
+    if saved is None and (folder / METRICS_NAME).exists():
+        warn(f"no checkpoint in {folder} yet: it begins again, and so do its metrics")
     return (str(saved[0]), saved[1]) if saved else None
 
 
