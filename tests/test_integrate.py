@@ -35,6 +35,7 @@ SMALLER = {
 }
 SAVE_EVERY = {"1000": "5"}
 KILLED_AT = 8
+KILLED_SAVING = 10
 
 
 class Killed(BaseException):
@@ -61,21 +62,27 @@ def books(tmp_path_factory):
 
 @pytest.fixture
 def run(books, tmp_path, monkeypatch):
-    """run(name, folder, kill=) -> (weights, batches handed out, what the model saw)."""
+    """run(name, folder, kill="reading" or "saving") -> (weights, batches handed out, what the model saw)."""
 
-    def run(name, folder, *, kill=False):
+    def run(name, folder, *, kill=None):
         folder = tmp_path / folder
         (folder / "shards").mkdir(parents=True, exist_ok=True)
         if not (folder / "shards" / "books").exists():
             (folder / "shards" / "books").symlink_to(books)
         batches, seen = [], []
         following, forward = CurriculumLoader.__next__, transformers.GPT2LMHeadModel.forward
+        state_dict = CurriculumLoader.state_dict
 
         def next_or_die(loader):
-            if kill and loader.step == KILLED_AT:
+            if kill == "reading" and loader.step == KILLED_AT:
                 raise Killed
             batches.append(following(loader))
             return batches[-1]
+
+        def state_or_die(loader):
+            if kill == "saving" and loader.step == KILLED_SAVING:
+                raise Killed
+            return state_dict(loader)
 
         @functools.wraps(forward)
         def watched(model, *args, **kwargs):
@@ -86,6 +93,7 @@ def run(books, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.chdir(folder)
             patch.setattr(CurriculumLoader, "__next__", next_or_die)
+            patch.setattr(CurriculumLoader, "state_dict", state_or_die)
             patch.setattr(transformers.GPT2LMHeadModel, "forward", watched)
             try:
                 exec(compile(code_of(name), name, "exec"), names)
@@ -120,19 +128,20 @@ def test_an_example_learns_every_token_once_and_a_killed_run_ends_the_same(run, 
     assert rows(seen) == rows(served)
     assert len({batch.seqlen for batch in batches}) > 4
 
-    _, before, _ = run(name, "killed", kill=True)
-    resumed, after, _ = run(name, "killed")
-    assert [batch.step for batch in before] == list(range(KILLED_AT))
-    assert [batch.step for batch in after] == list(range(5, len(batches)))
-    for batch in after:
-        assert np.array_equal(batch.labels, batches[batch.step].labels)
-    assert weights.keys() == resumed.keys()
-    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+    for kill, died in {"reading": KILLED_AT, "saving": KILLED_SAVING}.items():
+        _, before, _ = run(name, kill, kill=kill)
+        resumed, after, _ = run(name, kill)
+        assert [batch.step for batch in before] == list(range(died))
+        assert [batch.step for batch in after] == list(range(5, len(batches)))
+        for batch in after:
+            assert np.array_equal(batch.labels, batches[batch.step].labels)
+        assert weights.keys() == resumed.keys()
+        assert all(torch.equal(weights[key], resumed[key]) for key in weights)
 
 
 def test_the_three_examples_end_with_the_same_weights(run):
     first, *others = [run(name, name)[0] for name in NAMES]
-    begun = run("bare", "begun", kill=True)[0]
+    begun = run("bare", "begun", kill="reading")[0]
     for other in others:
         for key in first:
             torch.testing.assert_close(other[key], first[key], rtol=0, atol=2e-6)
