@@ -134,9 +134,9 @@ class Two(Ranks):
         return torch.stack([tensor, torch.tensor(400 if tensor > 1 else int(self.other_fits))])
 
 
-def searching(store, folder, monkeypatch, ranks, step=0, fitting_tokens=10**6):
+def searching(store, folder, monkeypatch, ranks, step=0, fitting_tokens=10**6, **changes):
     """(micro-batch found, tokens tried, bytes held back at each) of a search with 1,000 of 2,000 bytes free."""
-    this = Run(ramp(store, folder), quiet)
+    this = Run(ramp(store, folder, **changes), quiet)
     this.ranks, this.at.step, this.micro_batch_tokens = ranks, step, 64
     tried, held, empty = [], [], torch.empty
 
@@ -166,6 +166,19 @@ def test_a_run_that_goes_on_halves_what_it_had_only_where_it_does_not_fit(store,
     assert searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5) == (64, [64, 63], [0])
     found, tried, _ = searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5, fitting_tokens=40)
     assert (found, tried) == (32, [64, 32, 30])
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "fitting_tokens", "resets"), [(True, 40, 1), (True, 64, 0), (False, 40, 0)]
+)
+def test_graphs_made_for_sizes_that_do_not_fit_are_no_part_of_a_deterministic_run(
+    store, tmp_path, monkeypatch, deterministic, fitting_tokens, resets
+):
+    told = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: told.append("reset"))
+    changes = {"fitting_tokens": fitting_tokens, "run__deterministic": deterministic}
+    searching(store, tmp_path / "none", monkeypatch, Ranks(), step=5, **changes)
+    assert len(told) == resets
 
 
 def test_shards_of_which_one_rank_alone_ran_out_of_memory_end_at_once(store, tmp_path, monkeypatch):

@@ -210,7 +210,11 @@ def micro_batch_that_fits(run: Run) -> int:
         return bool(enough.all())
 
     most = run.micro_batch_tokens if begun else min(MOST_TOKENS, whole)
-    return largest_that_fits(attempt, most, schedule.max_seqlen, agreed)
+    found = largest_that_fits(attempt, most, schedule.max_seqlen, agreed)
+    if found < most and run.config.run.deterministic:
+        # Kernels are chosen for the sizes that a graph is made for, and a run that goes on begins with those found.
+        torch._dynamo.reset()
+    return found
 
 
 def try_shape(run: Run, shape: MicroBatchSize) -> None:
