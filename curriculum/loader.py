@@ -33,7 +33,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """Raised when the state's form or the order of batches changes; a state of another version is refused."""
 CHUNK_TOKENS = 1 << 19
 """Tokens made in one job: smaller batches are made several at a time, so that they share the cost of the job."""

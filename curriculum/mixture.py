@@ -5,9 +5,11 @@ With weights w_1 ... w_m of sum W and cumulated weights c_i = w_1 + ... + w_i, s
     rows_i(t) = floor((n c_i + u_t) / W) - floor((n c_(i-1) + u_t) / W),    u_t = t g mod W
 
 of the n rows at step t: within one row of its share n w_i / W in every batch, and n in all. As g has no divisor in
-common with W, u_t takes each value once in any W steps: over those, each source gets its share exactly. So the rows
-of a step follow from its number alone, and no carry has to be kept. Rows of a batch are equally long: shares in rows
-are shares in tokens.
+common with W, u_t takes each value once in any W steps: over those, each source gets its share exactly. Between, how
+far a source runs from its share grows with the partial quotients of the continued fraction of g / W (Kuipers and
+Niederreiter 1974, Uniform Distribution of Sequences, chapter 2, theorem 3.4); so g has small ones. So the rows of a
+step follow from its number alone, and no carry has to be kept. Rows of a batch are equally long: shares in rows are
+shares in tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 
 GOLDEN = Fraction(618_034, 1_000_000)
+NEAR = 100
+"""How far from it a step is looked for."""
 MOST_WEIGHT = 10**9
 CHUNK = 1 << 20
 
@@ -84,12 +88,11 @@ class Mixture:
 
     @cached_property
     def _stride(self) -> int:
-        """A number without a divisor in common with `total`, at about the golden section of it."""
-        total = self.total
-        stride = max(1, int(total * GOLDEN))
-        while math.gcd(stride, total) > 1:
-            stride += 1
-        return stride
+        """Near the golden section of `total`, without a divisor in common, its largest partial quotient the least."""
+        total, golden = self.total, int(self.total * GOLDEN)
+        near = range(max(1, golden - NEAR), max(1, min(total - 1, golden + NEAR)) + 1)
+        without = [stride for stride in near if math.gcd(stride, total) == 1]
+        return min(without, key=lambda stride: (_largest_quotient(stride, total), abs(stride - golden)))
 
     def check(self, schedule: Schedule, tokens: Mapping[str, int]) -> None:
         """Raise ConfigError where sources of `tokens` tokens each, or their names, do not suffice for `schedule`.
@@ -165,6 +168,15 @@ class Share:
         for first in range(end - rest, end, CHUNK):
             rows += int(mixture.rows(self.source, first, min(CHUNK, end - first), phase.sequences).sum())
         return rows * phase.seqlen
+
+
+def _largest_quotient(numerator: int, denominator: int) -> int:
+    """The largest partial quotient of the continued fraction of `numerator` / `denominator`."""
+    largest = 0
+    while numerator:
+        quotient, rest = divmod(denominator, numerator)
+        largest, numerator, denominator = max(largest, quotient), rest, numerator
+    return largest
 
 
 def _exact(name: str, weight: Any) -> Fraction:

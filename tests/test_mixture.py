@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from orders import columns, lengths_of, planned, same, times_served
 from runs import as_toml, settings_of, tiny_tokenizer
@@ -37,13 +37,14 @@ def mixture_of(weights, max_epochs=1000):
 
 
 @given(WEIGHTS, st.integers(1, 600), st.integers(0, 10**6))
+@example([0.155, 0.155, 7], 1, 100)  # 31 : 31 : 1400, where the number next to the golden section is near 13/21
 def test_every_batch_has_each_share_within_one_row_and_a_period_has_it_exactly(weights, sequences, step):
     mixture = mixture_of(weights)
     rows = np.array([mixture.rows(source, step, 300, sequences) for source in range(3)])
     assert (rows.sum(axis=0) == sequences).all()
     share = np.array(mixture.weights)[:, None] * sequences / mixture.total
     assert (np.abs(rows - share) < 1).all()
-    assert np.abs((rows - share).sum(axis=1)).max() < 8  # no drift over 300 batches
+    assert np.abs((rows - share).sum(axis=1)).max() < 5  # no drift over 300 batches
     if mixture.total <= 300:
         period = rows[:, : mixture.total].sum(axis=1)
         assert period.tolist() == [sequences * weight for weight in mixture.weights]
