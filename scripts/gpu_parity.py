@@ -1,5 +1,6 @@
 """How far loss and gradients of a form of attention are from rows with a mask, in float32, on the CPU."""
 
+import copy
 import functools
 from dataclasses import replace
 from typing import Any
@@ -7,27 +8,37 @@ from typing import Any
 Result = dict[str, Any]
 
 
-def worst_error(cpu: bool, mask: str, dtype: Any, flat: Any, allowed: float) -> Result:
-    """Of the lengths and windows, the case that differs most."""
+def worst_error(cpu: bool, mask: str, dtype: Any, flat: Any, compiled: bool, allowed: float) -> Result:
+    """Of the lengths and windows, the case that differs most; compiled, the longest rows without a window."""
     import torch
 
     from train.attention import has_varlen
+    from train.compile import Compiler, sizes_of
     from train.data import micro_batches
 
     device = torch.device("cpu" if cpu else "cuda")
+    half = dtype if dtype == torch.bfloat16 else None
     if flat is not None and not cpu:
         assert has_varlen(device, dtype, 64), "no variable-length kernels"
+    lengths = (8, 40) if cpu else (8, 24, 128, 1024)
+    cases = [(seqlen, window) for seqlen in lengths for window in (None, seqlen // 2 + 1)]
     found = []
-    for seqlen in (8, 40) if cpu else (8, 24, 128, 1024):
-        for window in (None, seqlen // 2 + 1):
-            model, batch, expected = reference(cpu, seqlen, mask, window)
-            model.to(device)
-            (part,) = micro_batches(batch, 10**9, device, mask, flat)
-            # cuDNN's attention where a run may take it: without a mask. It is planned anew for each shape.
-            torch.backends.cuda.enable_cudnn_sdp(part.sight.mask is None)
-            ours = gradients(model, part, dtype if dtype == torch.bfloat16 else None)
-            error = max(float((a.cpu() - b).norm() / b.norm()) for a, b in zip(ours, expected, strict=True))
-            found.append((error, f"L={seqlen}" + (f" window {window}" if window else "")))
+    for seqlen, window in [(lengths[-1], None)] if compiled else cases:
+        model, batch, expected = reference(cpu, seqlen, mask, window)
+        model.to(device)
+        (part,) = micro_batches(batch, 10**9, device, mask, flat)
+        # cuDNN's attention where a run may take it: without a mask. It is planned anew for each shape.
+        torch.backends.cuda.enable_cudnn_sdp(part.sight.mask is None)
+        made = [gradients(model, part, half)] if not compiled else []
+        if compiled:
+            model = copy.deepcopy(model)
+            compiler = Compiler(model, "aot_eager" if cpu else "inductor")
+            for compiler.static in ((), {sizes_of(part.input_ids, part.sight)}):
+                made.append(gradients(model, part, half))
+        error = max(
+            float((a.cpu() - b).norm() / b.norm()) for ours in made for a, b in zip(ours, expected, strict=True)
+        )
+        found.append((error, f"L={seqlen}" + (f" window {window}" if window else "")))
     error, where = max(found)
     return {"ok": error < allowed, "error": float(f"{error:.1e}"), "at": where, "cases": len(found)}
 
@@ -43,7 +54,7 @@ def reference(cpu: bool, seqlen: int, mask: str, window: int | None) -> tuple[An
     from train.model import GPT2
 
     shape = {"layers": 2, "width": 128, "heads": 2} if cpu else {"layers": 4, "width": 256, "heads": 4}
-    batch = spans_batch(seqlen, rows=4 if cpu else 8, window=window)
+    batch = spans_batch(seqlen, rows=4 if cpu else 24, window=window)
     torch.manual_seed(1)
     model = GPT2(ModelConfig(**shape, mask=mask), 500, seqlen)
     (part,) = micro_batches(batch, 10**9, torch.device("cpu"), mask)
