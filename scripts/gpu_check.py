@@ -6,17 +6,19 @@ printed as it comes, one JSON line, and all of them as a table at the end. Exit 
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
-from gpu_checks import CHECKS, Result, note_of, train
+from gpu_checks import CHECKS, Result, note_of
 
+CONTEXT = multiprocessing.get_context("forkserver")
 SECONDS = {"machine": 20, "parity": 60, "bench": 165, "modes": 85, "resume": 75, "short": 60, "large": 60}
 """Of each check; what one leaves is there for the next. Less than 9 minutes together."""
 
@@ -26,16 +28,7 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="tiny sizes, no GPU")
     parser.add_argument("--only", nargs="+", choices=CHECKS, help="of the checks")
     parser.add_argument("--seconds", type=float, default=sum(SECONDS.values()), help="for all of it")
-    parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
-    parser.add_argument("--train", nargs=2, metavar=("CONFIG", "STOP"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.train:
-        train(json.loads(args.train[0]), int(args.train[1]))
-        return 0
-    if args.one:
-        for result in safely(args.one, args.cpu):
-            tell({"check": args.one, **result})
-        return 0
     names = args.only or list(CHECKS)
     end, scale = time.monotonic() + args.seconds, args.seconds / sum(SECONDS[name] for name in names)
     results = []
@@ -50,44 +43,40 @@ def main() -> int:
     return int(any(result["ok"] is False for result in results))
 
 
-def safely(name: str, cpu: bool) -> Iterator[Result]:
-    """The results of a check, the last of them that it broke off and why, where it did."""
-    try:
-        yield from CHECKS[name](cpu)
-    except Exception as error:
-        traceback.print_exc()
-        yield {"case": "broke off", "ok": False, "note": note_of(error)}
-
-
 def in_own_process(name: str, cpu: bool, seconds: float) -> Iterator[Result]:
     """Its results as they come; one more where the process dies, or is killed because its time is over."""
     if seconds <= 5:
         yield {"check": name, "case": "", "ok": None, "note": "no time left"}
         return
-    command = [sys.executable, __file__, "--one", name, *(["--cpu"] if cpu else [])]
-    over = threading.Event()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-
-        def stop() -> None:
-            over.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        timer = threading.Timer(seconds, stop)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("{"):
-                    yield json.loads(line)
-            code = process.wait()
-        finally:
-            timer.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    if over.is_set():
+    end = time.monotonic() + seconds
+    results, end_of_process = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=work, args=(CHECKS[name], cpu, end_of_process))
+    process.start()
+    end_of_process.close()
+    try:
+        while results.poll(max(end - time.monotonic(), 0.0)):
+            yield {"check": name, **results.recv()}
         yield {"check": name, "case": "", "ok": None, "note": f"its {seconds:.0f} s were over"}
-    elif code:
-        yield {"check": name, "case": "", "ok": False, "note": f"exit {code}"}
+    except EOFError:
+        process.join()
+        if process.exitcode:
+            yield {"check": name, "case": "", "ok": False, "note": f"exit {process.exitcode}"}
+    finally:
+        if process.is_alive():
+            with suppress(ProcessLookupError):  # not a group yet
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
+
+
+def work(check: Callable[[bool], Iterator[Result]], cpu: bool, results: Connection) -> None:
+    """In its process: send the results of a check, the last of them that it broke off and why, where it did."""
+    os.setsid()  # what it starts ends with it
+    try:
+        for result in check(cpu):
+            results.send(result)
+    except Exception as error:
+        traceback.print_exc()
+        results.send({"case": "broke off", "ok": False, "note": note_of(error)})
 
 
 def tell(result: Result) -> None:
@@ -107,4 +96,5 @@ def table(results: list[Result]) -> str:
 
 
 if __name__ == "__main__":
+    CONTEXT.set_forkserver_preload(["train.loop", "torch._dynamo"])  # seconds that no check has to take by itself
     sys.exit(main())

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import signal
@@ -191,8 +192,10 @@ def resume(cpu: bool) -> Iterator[Result]:
             config = settings(folder, "slw", cpu, checkpoint_every_steps=5, deterministic=True)
             config["run"]["dir"] = str(folder / case)
             for stop in stops:
-                command = [sys.executable, str(HERE / "gpu_check.py"), "--train", json.dumps(config), str(stop)]
-                code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+                process = multiprocessing.get_context("fork").Process(target=train, args=(config, stop))
+                process.start()
+                process.join()
+                code = process.exitcode
                 if code != (0 if stop == 10**9 else -signal.SIGKILL):
                     yield {"case": f"{case}, stop at {stop}", "ok": False, "note": f"exit {code}"}
                     return

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,27 +48,43 @@ def test_every_check_of_the_gpu_runs_on_the_cpu_and_passes():
     assert beside["ratio"] == pytest.approx(beside["tokens_per_s"] / beside["nanogpt_tokens_per_s"], abs=1e-2)
 
 
+def first(cpu):
+    yield {"case": "first", "ok": True}
+
+
+def breaks(cpu):
+    yield from first(cpu)
+    raise ValueError("of no use")
+
+
+def dies(cpu):
+    yield from first(cpu)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleeps(cpu):
+    yield from first(cpu)
+    subprocess.run(["sleep", "600"], check=True)
+
+
 @pytest.fixture
 def checks(monkeypatch):
-    """gpu_check, with checks that stand in for its own."""
+    """gpu_check, with checks of so many seconds that stand in for its own."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import gpu_check
 
     def stands_in(**seconds):
+        known = {"sleeps": sleeps, "breaks": breaks, "dies": dies, "works": first}
         monkeypatch.setattr(gpu_check, "SECONDS", seconds)
-        monkeypatch.setattr(gpu_check, "CHECKS", dict.fromkeys(seconds))
+        monkeypatch.setattr(gpu_check, "CHECKS", {name: known[name] for name in seconds})
         monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--cpu"])
         return gpu_check
 
     return stands_in
 
 
-def test_a_check_that_breaks_off_dies_or_takes_too_long_leaves_its_results_and_the_other_checks(
-    checks, capfd, tmp_path, monkeypatch
-):
-    (tmp_path / "sitecustomize.py").write_text(STANDING_IN)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}")
-    gpu_check = checks(sleeps=8, breaks=300, dies=300, works=300)
+def test_a_check_that_breaks_off_dies_or_takes_too_long_leaves_its_results_and_the_other_checks(checks, capfd):
+    gpu_check = checks(sleeps=6, breaks=300, dies=300, works=300)
     assert gpu_check.main() == 1
     output = capfd.readouterr().out
     found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -86,25 +103,3 @@ def test_without_time_that_is_told_and_no_failure(checks, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--seconds", "0"])
     assert gpu_check.main() == 0
     assert capsys.readouterr().out.count("no time left") == 4
-
-
-STANDING_IN = """
-import gpu_checks, os, signal, time
-
-def first(cpu):
-    yield {"case": "first", "ok": True}
-
-def breaks(cpu):
-    yield from first(cpu)
-    raise ValueError("of no use")
-
-def dies(cpu):
-    yield from first(cpu)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def sleeps(cpu):
-    yield from first(cpu)
-    time.sleep(600)
-
-gpu_checks.CHECKS = {"sleeps": sleeps, "breaks": breaks, "dies": dies, "works": first}
-"""
