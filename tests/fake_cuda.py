@@ -187,8 +187,10 @@ def steps(store, folder, case):
 def compiled(store, folder, case):
     """Every graph of a ramp, and those made after the warm-up."""
     make, runs.Compiler = runs.Compiler, lambda model: Compiler(model, "aot_eager")
-    shorter = {"run__epochs": None, "run__total_tokens": 1500, "run__activation_checkpointing": True}
-    changes = shorter if case == "compiled, recomputed" else {}
+    changes = {"model__layers": 1, "run__epochs": None, "run__total_tokens": 1500}
+    if case == "compiled, recomputed":
+        shorter = {"curriculum__duration_steps": 10, "run__total_tokens": 900}
+        changes |= {**shorter, "run__activation_checkpointing": True}
     with MODE:
         this = runs.Run(config_of(store, folder, run__device="cuda", **changes), print)
         warmup.warm_up(this)
