@@ -148,11 +148,11 @@ def test_the_three_examples_end_with_the_same_weights(run):
     assert any((first[key] - begun[key]).abs().max() > 1e-4 for key in first), "the run moves the weights by more"
 
 
-def pretrain(folder):
+def pretrain(folder, script="pretrain.py"):
     """On each of two ranks."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     os.chdir(folder)
-    runpy.run_path("pretrain.py", run_name="__main__")
+    runpy.run_path(str(script), run_name="__main__")
     os._exit(0)  # gloo's threads sometimes abort Python's own end
 
 
@@ -172,16 +172,19 @@ def test_two_ranks_end_with_the_weights_of_one(run, books, tmp_path, name):
         torch.testing.assert_close(together[key], value, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["accelerate", "trainer"])
-def test_torchrun_on_two_ranks_serves_every_target_once_and_ends_with_one_model(books, tmp_path, name):
+@pytest.mark.parametrize(("name", "by_torchrun"), [("accelerate", False), ("trainer", True)])
+def test_two_ranks_serve_every_target_once_and_end_with_one_model(books, tmp_path, name, by_torchrun):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "books").symlink_to(books)
     (tmp_path / "pretrain.py").write_text(code_of(name).replace("PARTS = 4", "PARTS = 2"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, ROOT / "tests/watched.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    script = ROOT / "tests/watched.py"
+    if by_torchrun:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        codes, output = launch(2, pretrain, tmp_path, script, folder=tmp_path / "output")
+        assert codes == [0, 0], output
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     store = Store.open(books)
     count = [np.zeros(n, int) for n in store.lengths]

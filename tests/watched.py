@@ -1,4 +1,4 @@
-"""For torchrun: pretrain.py of the working folder, then RANK.json of what this rank served and ended with."""
+"""For each rank: pretrain.py of the working folder, then RANK.json of what this rank served and ended with."""
 
 import functools
 import json
