@@ -63,6 +63,7 @@ def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict
     )
     size = data.get("train_batch_size")
     left_out = [key for key in data if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
+    left_out += _beside(data)
     return curriculum, {"global_batch_sequences": size} if isinstance(size, int) else {}, left_out
 
 
@@ -163,7 +164,7 @@ def _find(data: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
     path = ""
     for key in METRIC.split("."):
         node, path = node.get(key) if isinstance(node, dict) else None, f"{path}.{key}".strip(".")
-        if isinstance(node, dict):
+        if isinstance(node, dict) and path != METRIC:
             _enabled(node, f"{source}: {path}")
     named = sorted(node) if isinstance(node, dict) else []
     chosen = [name for name in named if name.startswith("seqlen")]
@@ -180,8 +181,20 @@ def _find(data: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
     return node[chosen[0]], where
 
 
+def _beside(data: dict[str, Any]) -> list[str]:
+    """What else of data_efficiency is switched on: random layerwise token dropping, other metrics."""
+    found, node, path = [], data, ""
+    for key in (*METRIC.split("."), "seqlen"):
+        if path:
+            others = [name for name, value in node.items() if isinstance(value, dict) and not name.startswith(key)]
+            found += [f"{path}.{name}" for name in others if node[name].get("enabled", True)]
+        below = node.get(key)
+        node, path = below if isinstance(below, dict) else {}, f"{path}.{key}".strip(".")
+    return found
+
+
 def _enabled(node: dict[str, Any], where: str) -> None:
-    if not node.get("enabled", True):
+    if not node.get("enabled", False):  # its default
         raise ConfigError("it is switched off: DeepSpeed would ignore it", where=where, allowed='"enabled": true')
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import as_toml, tiny_store
 
+from curriculum.deepspeed import METRIC, translate
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError
 from pipeline.reader import Store
@@ -148,6 +149,16 @@ def test_both_places_and_files_are_read(tmp_path):
     path.write_text(json.dumps(nested))
     batch = {"global_batch_tokens": 128, "total_tokens": 9}
     assert Schedule.from_deepspeed(path, **batch) == Schedule.from_deepspeed(legacy(schedule), **batch)
+    sampling = nested["data_efficiency"]["data_sampling"]
+    sampling["curriculum_learning"]["curriculum_metrics"]["vocabularyrarity"] = {"min_difficulty": 1}
+    nested["data_efficiency"]["data_routing"] = {"enabled": True, "random_ltd": {"enabled": True}}
+    nested["fp16"] = {"enabled": True}
+    assert translate(nested)[2] == ["fp16", "data_efficiency.data_routing", f"{METRIC}.vocabularyrarity"]
+    for switched in (sampling["curriculum_learning"], sampling):
+        del switched["enabled"]  # off is DeepSpeed's default
+        with pytest.raises(ConfigError, match="switched off"):
+            Schedule.from_deepspeed(nested, **batch)
+        switched["enabled"] = True
     nested["data_efficiency"]["enabled"] = False
     with pytest.raises(ConfigError, match="switched off"):
         Schedule.from_deepspeed(nested, **batch)
@@ -196,7 +207,8 @@ def test_a_config_without_a_curriculum_says_where_it_would_be():
     with pytest.raises(ConfigError, match=r"curriculum_metrics\.seqlen"):
         Schedule.from_deepspeed({"train_batch_size": 8}, total_tokens=9)
     percentile = {"seqlen": {"difficulty_type": "percentile", **ramp(1, 100, 50, 1)}}
-    nested = {"data_sampling": {"curriculum_learning": {"curriculum_metrics": percentile}}}
+    on = {"enabled": True}
+    nested = {**on, "data_sampling": {**on, "curriculum_learning": {**on, "curriculum_metrics": percentile}}}
     with pytest.raises(ConfigError, match="percentiles"):
         Schedule.from_deepspeed({"data_efficiency": nested}, global_batch_sequences=1, total_tokens=9)
 
