@@ -1,6 +1,7 @@
 """A run in Hugging Face's hands and theirs in ours: the same logits, the same ids, nothing half-written."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -33,6 +34,17 @@ def exported(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "hf"
     export_hf(run, folder)
     return folder
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(run, tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot write"):
+            export_hf(run, tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
 
 
 @torch.no_grad()

@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from pipeline.errors import StoreError
 from pipeline.place import sync
 from pipeline.staging import new_folder
 from train import huggingface
@@ -28,7 +30,7 @@ def export_hf(run: Path, out: Path, *, step: int | None = None, force: bool = Fa
     """Write `run` to the folder `out`; returns what was written.
 
     Raises RunError where there is no such checkpoint; StoreError where `out` is in the way (an earlier export is
-    replaced with `force`).
+    replaced with `force`) or the disk is full.
     """
     trained = load_run(run, step)
     shape = trained.shape
@@ -39,7 +41,11 @@ def export_hf(run: Path, out: Path, *, step: int | None = None, force: bool = Fa
         "tokenizer_config.json": _tokenizer_config(trained.tokenizer(), shape),
     }
     with new_folder(out, marker=MARKER, force=force) as folder:
-        save_file(weights, folder / huggingface.WEIGHTS_NAME, metadata={"format": "pt"})
+        try:
+            save_file(weights, folder / huggingface.WEIGHTS_NAME, metadata={"format": "pt"})
+        except SafetensorError as error:
+            remedy = "make room or choose another place, then the same command again"
+            raise StoreError("cannot write", where=out, found=error, remedy=remedy) from error
         (folder / TOKENIZER_NAME).write_bytes(trained.tokenizer_path.read_bytes())
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n")
