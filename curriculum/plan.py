@@ -126,11 +126,11 @@ def plan(schedule: Schedule, store: Store) -> Plan:
         epochs=total / store.tokens,
         take_turns=by_length,
         thrown_away_by_truncation=1 - total / read if same_batch else None,
-        not_reached=_not_reached(schedule),
+        not_reached=not_reached(schedule),
     )
 
 
-def _not_reached(schedule: Schedule) -> str | None:
+def not_reached(schedule: Schedule) -> str | None:
     """Where the run ends before its schedule does: a ramp that is too slow for the data."""
     last, steps = schedule.phases[-1], schedule.total_steps
     if last.first_step < steps or schedule.planner == "buckets":

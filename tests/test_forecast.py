@@ -48,6 +48,15 @@ def test_landmarks_are_the_rates_of_the_run(store, tmp_path):
     assert lines[half - 2]["tokens_seen"] < what.plan.total_tokens / 2 <= lines[half - 1]["tokens_seen"]
     whole = config_of(store, tmp_path / "run", optimizer__warmup_steps=what.plan.total_steps)
     assert [(m.name, m.step) for m in forecast(whole)[1].landmarks][-2] == ("end of the LR warmup", len(lines) - 1)
+    assert "note" not in render_forecast(forecast(whole)[1])
+
+
+def test_a_run_that_ends_in_its_ramp_or_its_warmup_has_no_end_of_either(store, tmp_path):
+    slow = config_of(store, tmp_path / "run", optimizer__warmup_steps=5000, curriculum__duration_steps=1000)
+    _, what = forecast(slow, rehearsed=False)
+    assert [mark.name for mark in what.landmarks] == ["first step", "half of the tokens", "last step"]
+    note = f"the run ends in the warmup: warmup_steps = 5,000, the run has {what.plan.total_steps:,} steps"
+    assert note in render_forecast(what)
 
 
 def test_a_run_of_one_step_has_no_landmark_behind_it(store, tmp_path):

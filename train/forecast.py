@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from curriculum.ledger import rehearse
-from curriculum.plan import Plan, aligned, plan, stretches, take_turns
+from curriculum.plan import Plan, aligned, not_reached, plan, stretches, take_turns
 from curriculum.schedule import Schedule
 from pipeline.amount import amount
 from pipeline.reader import Store
@@ -60,6 +60,8 @@ class Forecast:
     plan: Plan
     landmarks: list[Landmark]
     cost: RunCost
+    warmup_cut_short: str | None = None
+    """The learning rate's warmup, where the run ends within it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -67,6 +69,7 @@ class Forecast:
             **self.plan.to_json(),
             "landmarks": [asdict(landmark) for landmark in self.landmarks],
             "cost": asdict(self.cost),
+            "warmup_cut_short": self.warmup_cut_short,
         }
 
 
@@ -82,7 +85,9 @@ def forecast(config: Config, *, rehearsed: bool = True, tflops: float | None = N
     if rehearsed:
         table = dataclasses.replace(table, ledger=rehearse(loader))
     cost = _cost(config, schedule, parameters(config.model, store.manifest.vocab_size), table, tflops)
-    return schedule, Forecast(table, landmarks(config, schedule), cost)
+    warmup, steps = config.optimizer.warmup_steps, schedule.total_steps
+    cut_short = f"warmup_steps = {warmup:,}, the run has {amount(steps, 'step')}" if warmup > steps else None
+    return schedule, Forecast(table, landmarks(config, schedule), cost, cut_short)
 
 
 def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
@@ -92,7 +97,7 @@ def landmarks(config: Config, schedule: Schedule) -> list[Landmark]:
     found = {"first step": 0}
     if 0 < config.optimizer.warmup_steps <= steps:
         found["end of the LR warmup"] = config.optimizer.warmup_steps - 1
-    if len(parts) > 1 and not take_turns(parts):
+    if len(parts) > 1 and not take_turns(parts) and not_reached(schedule) is None:
         found["end of the ramp"] = parts[-1].phase.first_step
     half = bisect.bisect_left(range(steps), total / 2, key=schedule.tokens_before)
     found["half of the tokens"] = min(half, steps - 1)
@@ -129,9 +134,15 @@ def render_forecast(what: Forecast) -> str:
     heads = ["", "step", "tokens before", "seqlen", "LR"]
     rows = [[m.name, f"{m.step:,}", f"{m.tokens_before:,}", f"{m.seqlen:,}", f"{m.lr:.3g}"] for m in what.landmarks]
     share = cost.attention_flops / cost.flops
+    cut_short = what.warmup_cut_short
     lines = [
         "",
         aligned([heads, *rows]),
+        *(
+            [f"note: the LR never comes to its peak, for the run ends in the warmup: {cut_short}"]
+            if cut_short
+            else []
+        ),
         "",
         f"{amount(len(cost.shapes), 'shape')} of micro-batches to compile",
         f"{cost.flops:.3g} FLOPs at most with {cost.parameters:,} parameters, {share:.1%} of them attention",
