@@ -227,6 +227,16 @@ def test_unknown_keys_and_missing_tables_in_the_file(toml, tmp_path):
         load_config(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "found"),
+    [("[run]", "[rnu]", r"rnu[\s\S]*did you mean run\?"), ("dir =", "dri =", r"run.dri")],
+)
+def test_a_typo_is_told_before_the_key_that_it_leaves_missing(toml, right, wrong, found):
+    toml.write_text(toml.read_text().replace(right, wrong))
+    with pytest.raises(ConfigError, match=rf"unknown key\n[\s\S]*found:   {found}"):
+        load_config(toml)
+
+
 def test_every_section_is_known():
     assert {key.split(".")[0] for key in known_keys()} == {
         "store",

@@ -137,7 +137,10 @@ def _unknown(key: str, where: str) -> ConfigError:
     table, dot, _ = key.partition(".")
     name = key.rsplit(".", maxsplit=1)[-1]
     leaves = {known.split(".")[-1]: known for known in keys}
-    close = [SAYS_THE_SAME[name]] if name in SAYS_THE_SAME else difflib.get_close_matches(key, keys, 1, 0.6)
+    tables = {known.partition(".")[0] for known in keys if "." in known}
+    close = (
+        [SAYS_THE_SAME[name]] if name in SAYS_THE_SAME else difflib.get_close_matches(key, [*keys, *tables], 1, 0.6)
+    )
     close = close or [leaves[leaf] for leaf in difflib.get_close_matches(name, list(leaves), 1, 0.6)]
     beside = [known for known in keys if dot and known.startswith(f"{table}.")]
     return ConfigError(
@@ -151,6 +154,7 @@ def _unknown(key: str, where: str) -> ConfigError:
 
 def _explained(errors: list[dict[str, Any]], where: str, files: Sequence[Path], given: Sequence[str]) -> ConfigError:
     """The first of what pydantic found, and how many others there are."""
+    errors = sorted(errors, key=lambda one: one["type"] != "extra_forbidden")  # a typo is why another key is missing
     error, keys = errors[0], [_key(error["loc"]) for error in errors]
     key, others = keys[0], len(set(keys)) - 1
     where = _place(error["loc"], files, given) or where
