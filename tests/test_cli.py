@@ -46,7 +46,7 @@ def test_a_module_that_is_run_is_its_command(module):
 
 @pytest.mark.parametrize("command", ["run", "tune"])
 @pytest.mark.parametrize(("rank", "told"), [("0", "loading PyTorch\n"), ("1", "")])
-def test_a_run_says_that_it_loads_before_it_does(command, rank, told):
+def test_a_run_says_that_it_loads_before_it_does(tmp_path, command, rank, told):
     code = f"""
 import os, sys
 from train.cli import main
@@ -62,8 +62,10 @@ sys.meta_path.insert(0, End)
 sys.argv[1:] = ["{command}", "run.toml", "--json"]
 main()
 """
+    (tmp_path / "run.toml").write_text(as_toml(settings_of("store", "run")))
     environment = {**os.environ, "RANK": rank}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    started = [sys.executable, "-c", code]
+    done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (7, "", told)
     assert "loading" not in call(train, command, "--help").output
 

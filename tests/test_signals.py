@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -130,6 +132,33 @@ def test_before_the_first_step_nothing_is_lost(run, store, whole, tmp_path, wher
     assert checkpoint.find(tmp_path / "run") == []
     loop.run(config_of(store, tmp_path / "run", **MANY), warn=lambda text: None)
     assert_same(ends_in(tmp_path / "run"), whole)
+
+
+LOADING = """
+import os, sys
+from train.cli import main
+
+class Signal:
+    @staticmethod
+    def find_spec(name, *rest):
+        if name == "torch":
+            os.kill(os.getpid(), int(sys.argv[1]))
+
+sys.meta_path.insert(0, Signal)
+main([sys.argv[2], "run.toml"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number"), [("run", signal.SIGTERM), ("tune", signal.SIGUSR1), ("run", signal.SIGINT)]
+)
+def test_a_signal_while_pytorch_is_loaded_is_answered_as_later(store, tmp_path, command, number):
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run")))
+    started = [sys.executable, "-c", LOADING, str(int(number)), command]
+    done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert done.stderr == f"loading PyTorch\n\nstopped by {number.name}; the same command begins again, or goes on\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_deterministic_kernels_are_asked_for_while_the_run_lasts_only(store, tmp_path, monkeypatch):

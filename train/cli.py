@@ -60,14 +60,17 @@ def run(
     slw-train run run.toml run.dir=runs/hot optimizer.lr=2e-3
     slw-train run run.toml --init-from-hf exported/slw     # the same as run.init_from_hf=exported/slw
     """
-    _say_loading()
     from train.config_file import load_config
+
+    if init_from_hf:
+        overrides = (*overrides, f"run.init_from_hf={json.dumps(str(init_from_hf))}")
+    if "RANK" not in os.environ:  # else the ranks hear of a mistake together
+        load_config(config, overrides)
+    _loading()
     from train.distributed import together
     from train.loop import run as train
     from train.signals import STOPPED, StoppedEarly
 
-    if init_from_hf:
-        overrides = (*overrides, f"run.init_from_hf={json.dumps(str(init_from_hf))}")
     try:
         with together() as ranks:
             settings = load_config(config, overrides)
@@ -80,9 +83,13 @@ def run(
     ranks.exit(0 if outcome.finished else STOPPED)
 
 
-def _say_loading() -> None:
-    """One line, of the first rank alone, before PyTorch is imported: that takes seconds, from a cold disk many."""
-    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+def _loading() -> None:
+    """Before PyTorch is imported, which takes seconds, from a cold disk many: a line of it, and ears for signals."""
+    from train.signals import ended_at_once
+
+    first = os.environ.get("RANK", "0") == "0"
+    click.get_current_context().with_resource(ended_at_once(tell=first))
+    if "torch" not in sys.modules and first:
         _warn("loading PyTorch")
 
 
@@ -137,15 +144,16 @@ def tune(
     slw-train tune run.toml
     slw-train tune run.toml optimizer.lr=2e-3 --out tuned && slw-train run tuned/chosen.toml
     """
-    _say_loading()
     from train.config_file import load_config
+
+    given = load_config(config, overrides)
+    _loading()
     from train.probe import Stopped
     from train.signals import STOPPED, StoppedEarly
     from train.tune import Settings
     from train.tune import tune as search
     from train.tuned import CHOSEN_NAME, PICTURE_NAME, draw, failure, render
 
-    given = load_config(config, overrides)
     folder = out or given.run.dir.with_name(f"{given.run.dir.name}-tune")
     settings = Settings(threshold=threshold, multiples=multiples, validations=validations, most_share=most_share)
     try:

@@ -9,12 +9,35 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOPPED = 75
 """Exit status of a run that was asked to stop: EX_TEMPFAIL of sysexits.h, "the same command again, later"."""
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@contextmanager
+def ended_at_once(*, tell: bool) -> Iterator[None]:
+    """Where no `Signals` listens, while PyTorch is imported above all: a signal ends the process with STOPPED.
+
+    Of several ranks one is to `tell`.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if tell:
+            name = signal.Signals(number).name
+            os.write(2, f"\nstopped by {name}; the same command begins again, or goes on\n".encode())
+        os._exit(STOPPED)  # an exception might be caught by the module that is being imported
+
+    before = {number: signal.signal(number, end) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StoppedEarly(BaseException):
