@@ -1,7 +1,8 @@
 """Checkpoints written in the background: a step hands over a consistent copy, a thread writes while training goes on.
 
 At most one is being written. The copy is taken in stream order, on CUDA into pinned memory without waiting for the
-device; its memory is used again for the next one. Price: the bytes of a checkpoint once more in the host's memory.
+device; its memory is used again for the next one. Price: the bytes of a checkpoint once more in the host's memory, on
+CUDA up to twice, since torch rounds each pinned tensor up to a power of two.
 What the writer meets, a full disk for example, is raised by the next call of the loop.
 """
 
