@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from gpu_checks import CHECKS, Result, note_of
 
 CONTEXT = multiprocessing.get_context("forkserver")
-SECONDS = {"machine": 20, "parity": 60, "bench": 165, "modes": 85, "resume": 75, "short": 60, "large": 60}
+SECONDS = {"machine": 20, "parity": 70, "bench": 165, "modes": 85, "resume": 75, "short": 60, "large": 60}
 """Of each check; what one leaves is there for the next. Less than 9 minutes together."""
 
 
