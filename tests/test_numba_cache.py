@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from pipeline.numba_cache import PACKAGES, drop_stale
+from pipeline.numba_cache import PACKAGES, drop_stale, is_cold, tell_if_cold
 
 INNER = "from numba import njit\n@njit(cache=True)\ndef inner(x):\n    return x + {}\n"
 OUTER = "from numba import njit\nfrom inner import inner\n@njit(cache=True)\ndef outer(x):\n    return inner(x)\n"
@@ -31,3 +31,16 @@ def test_a_kernel_is_compiled_again_when_one_that_it_calls_changed(tmp_path):
     again = {file: file.stat().st_mtime_ns for file in compiled}
     drop_stale([tmp_path])
     assert again == {file: file.stat().st_mtime_ns for file in compiled}
+
+
+def test_a_first_use_says_on_a_terminal_that_it_compiles(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    (tmp_path / "__pycache__").mkdir()
+    assert is_cold(tmp_path)
+    (tmp_path / "__pycache__" / "dealer.nbi").touch()
+    assert not is_cold(tmp_path)
+    monkeypatch.setattr("pipeline.numba_cache.is_cold", lambda: True)
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        tell_if_cold()
+        assert ("compiling" in capsys.readouterr().err) == terminal

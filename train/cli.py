@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.command import JSON, Group, echo_json
+from pipeline.numba_cache import tell_if_cold
 from train.cli_served import OVERRIDES, plan, trace
 from train.cli_trained import evaluate, export, sample
 
@@ -91,6 +92,7 @@ def _loading() -> None:
     click.get_current_context().with_resource(ended_at_once(tell=first))
     if "torch" not in sys.modules and first:
         _warn("loading PyTorch")
+        tell_if_cold()
 
 
 def _warn(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pipeline.command import JSON, echo_json
+from pipeline.numba_cache import tell_if_cold
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
@@ -49,6 +50,7 @@ def plan(
     if config is None:
         return
     settings = load_config(config, overrides, translated)
+    tell_if_cold()
     from train.forecast import forecast, render_forecast
 
     if plot:
