@@ -116,7 +116,9 @@ class Mixture:
             )
         if schedule.total_tokens is None:
             raise ConfigError(
-                "a mixture has no common epoch", found=f"epochs = {schedule.epochs}", remedy="set total_tokens"
+                "a mixture has no common epoch",
+                found=f"epochs = {schedule.epochs}",
+                remedy="set total_tokens in place of epochs",
             )
         for index, name in enumerate(self.names):
             cap = self.max_epochs[index]

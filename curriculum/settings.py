@@ -121,11 +121,13 @@ def check_fit(name: str, settings: dict[str, Any]) -> None:
     parameters = parameters_of(name)
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in settings]
     surplus = [key for key in settings if key not in parameters]
+    away = " ".join(f"curriculum.{key}=" for key in surplus)
     if missing or surplus:
         raise ConfigError(
             f"[curriculum] does not fit pacing {name!r}",
             found=", ".join([f"{key} missing" for key in missing] + [f"{key} not used" for key in surplus]),
             allowed=", ".join(parameters),
+            remedy=f"take away what is not used: {away}" if surplus else None,
         )
 
 

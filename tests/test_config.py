@@ -135,7 +135,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, line, found, numbe
     [
         ("global_batch_sequences=", "exactly one"),
         ("run.epochs=", "exactly one"),
-        ("curriculum.seqlen=64", "seqlen not used"),
+        ("curriculum.seqlen=64", r"seqlen not used[\s\S]*take away what is not used: curriculum.seqlen=$"),
         ("curriculum.seqlen_start=9", "multiple"),
     ],
 )
