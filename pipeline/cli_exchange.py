@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.amount import amount
-from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod
+from pipeline.command import FORCE, JSON, SPLIT, STORE, Bytes, contents, echo_json, note_ordinary_eod, tell_compiling
 from pipeline.shell import pasted
 
 
@@ -153,6 +153,7 @@ def pack(
     from pipeline.progress import ProgressLine
     from pipeline.reader import Store
 
+    tell_compiling()
     opened = Store.open(store, split)
     lengths = opened.lengths
     if out is None:

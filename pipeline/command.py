@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,15 @@ def _ctrl_c() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = hook
+
+
+def tell_compiling() -> None:
+    """In a command that uses kernels: the first of its ranks says so where they have to be compiled."""
+    from pipeline.numba_cache import compiling_told
+
+    if os.environ.get("RANK", "0") == "0":
+        told = compiling_told(lambda text: click.echo(text, err=True))
+        click.get_current_context().with_resource(told)
 
 
 def echo_json(value: Any) -> None:

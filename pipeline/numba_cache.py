@@ -1,17 +1,14 @@
-"""numba's cache of compiled kernels (`njit(cache=True)`, in __pycache__), cleared where it is out of date.
+"""numba's cache of compiled kernels (`njit(cache=True)`, in __pycache__), and who has to wait for it.
 
 numba recompiles a kernel when the kernel's own file changes, but not when a kernel that it calls from another file
 does: after a `git pull` that changes the packer, the dealer would still run the old one. `pipeline` calls
-`drop_stale` when it is imported, before any kernel is loaded. The first use after an installation compiles all that
-it meets: `tell_if_cold` says so.
+`drop_stale` when it is imported, before any kernel is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PACKAGES = [Path(__file__).parents[1] / name for name in ("pipeline", "curriculum", "train")]
@@ -31,12 +28,25 @@ def drop_stale(packages: Iterable[Path] = PACKAGES) -> None:
                 index.unlink(missing_ok=True)
 
 
-def is_cold(package: Path = PACKAGES[1]) -> bool:
-    """Whether no kernel of `package` was ever compiled here, so that the first calls take half a minute."""
-    return "NUMBA_CACHE_DIR" not in os.environ and not any((package / "__pycache__").glob("*.nbi"))
+@contextlib.contextmanager
+def compiling_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """`tell` when the first kernel is compiled: whoever waits half a minute wants to know for what."""
+    from numba.core import event
 
+    class Told(event.Listener):  # type: ignore[misc]
+        told = False
 
-def tell_if_cold() -> None:
-    """On a terminal, a line that says why nothing is seen for a while."""
-    if sys.stderr.isatty() and is_cold():
-        print("compiling, this first time: half a minute", file=sys.stderr)
+        def on_start(self, event: object) -> None:
+            if not self.told:
+                self.told = True
+                tell("compiling kernels: once after an installation or a change, half a minute")
+
+        def on_end(self, event: object) -> None:
+            pass
+
+    listener = Told()
+    event.register("numba:compile", listener)
+    try:
+        yield
+    finally:
+        event.unregister("numba:compile", listener)

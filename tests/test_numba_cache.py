@@ -1,14 +1,27 @@
-"""A kernel that calls a changed kernel is compiled again."""
+"""A kernel that calls a changed kernel is compiled again; whoever waits for one is told."""
 
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
-from pipeline.numba_cache import PACKAGES, drop_stale, is_cold, tell_if_cold
+import pytest
+from click.testing import CliRunner
+from runs import as_toml, settings_of
+
+from pipeline.cli import main as prep
+from pipeline.numba_cache import PACKAGES, drop_stale
+from train.cli import main as train
 
 INNER = "from numba import njit\n@njit(cache=True)\ndef inner(x):\n    return x + {}\n"
 OUTER = "from numba import njit\nfrom inner import inner\n@njit(cache=True)\ndef outer(x):\n    return inner(x)\n"
 RUN = "import sys\nfrom pathlib import Path\n{}from outer import outer\nprint(outer(1))\n"
+TELL = """
+from outer import outer
+from pipeline.numba_cache import compiling_told
+with compiling_told(lambda text: print(end="1")):
+    print(outer(0))
+"""
 DROP = "from pipeline.numba_cache import drop_stale\ndrop_stale([Path.cwd()])\n"
 
 
@@ -33,14 +46,21 @@ def test_a_kernel_is_compiled_again_when_one_that_it_calls_changed(tmp_path):
     assert again == {file: file.stat().st_mtime_ns for file in compiled}
 
 
-def test_a_first_use_says_on_a_terminal_that_it_compiles(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    (tmp_path / "__pycache__").mkdir()
-    assert is_cold(tmp_path)
-    (tmp_path / "__pycache__" / "dealer.nbi").touch()
-    assert not is_cold(tmp_path)
-    monkeypatch.setattr("pipeline.numba_cache.is_cold", lambda: True)
-    for terminal in (False, True):
-        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
-        tell_if_cold()
-        assert ("compiling" in capsys.readouterr().err) == terminal
+def test_who_waits_for_a_compiler_is_told_once_and_who_need_not_wait_is_not(tmp_path):
+    (tmp_path / "outer.py").write_text(OUTER)
+    (tmp_path / "inner.py").write_text(INNER.format(2))
+    assert run(tmp_path, TELL) == 12
+    assert run(tmp_path, TELL) == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["pack no --seqlen 8", "trace no --step 1", "plan run.toml", "run run.toml", "tune run.toml"]
+)
+def test_every_command_with_kernels_tells(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(tmp_path / "no", tmp_path / "run")))
+    begun = []
+    monkeypatch.setattr("pipeline.numba_cache.compiling_told", lambda tell: nullcontext(begun.append(tell)))
+    result = CliRunner().invoke(prep if command.startswith("pack") else train, command.split())
+    assert result.exit_code in (1, 2) and "error" in result.stderr
+    assert len(begun) == 1

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.command import JSON, Group, echo_json
-from pipeline.numba_cache import tell_if_cold
+from pipeline.command import JSON, Group, echo_json, tell_compiling
 from train.cli_served import OVERRIDES, plan, trace
 from train.cli_trained import evaluate, export, sample
 
@@ -85,14 +84,14 @@ def run(
 
 
 def _loading() -> None:
-    """Before PyTorch is imported, which takes seconds, from a cold disk many: a line of it, and ears for signals."""
+    """Before PyTorch is imported, which takes seconds, from a cold disk many: lines of waits, ears for signals."""
     from train.signals import ended_at_once
 
     first = os.environ.get("RANK", "0") == "0"
     click.get_current_context().with_resource(ended_at_once(tell=first))
     if "torch" not in sys.modules and first:
         _warn("loading PyTorch")
-        tell_if_cold()
+    tell_compiling()
 
 
 def _warn(text: str) -> None:

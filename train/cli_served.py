@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.command import JSON, echo_json
-from pipeline.numba_cache import tell_if_cold
+from pipeline.command import JSON, echo_json, tell_compiling
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
@@ -50,13 +49,13 @@ def plan(
     if config is None:
         return
     settings = load_config(config, overrides, translated)
-    tell_if_cold()
     from train.forecast import forecast, render_forecast
 
     if plot:
         from pipeline.plot import check_picture
 
         check_picture(plot)
+    tell_compiling()
     schedule, what = forecast(settings, rehearsed=not quick, tflops=tflops)
     if schedule.notches:
         click.echo("adaptive: validation decides when the length rises; this is the run if it never did", err=True)
@@ -130,6 +129,7 @@ def trace(
         raise ConfigError("give one of --step and --document", found="both" if step is not None else "neither")
     if (rank is None) != (world_size is None):
         raise ConfigError("a rank is one of a number of ranks: give --rank and --world-size together, or neither")
+    tell_compiling()
     loader = loader_of(config_or_run, overrides, rank=rank or 0, world_size=1 if world_size is None else world_size)
     traced = trace_step(loader, step) if step is not None else trace_document(loader, document or 0)
     decode = None
