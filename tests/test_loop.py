@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.reader import Store
 from train import checkpoint, loop
 from train import run as train_run
+from train.config_file import parse_config
 from train.data import micro_batches
 from train.metrics import read_metrics
 from train.sample import sample
@@ -208,6 +209,9 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path
 def test_a_run_folder_with_other_settings_is_refused_by_name(store, whole, tmp_path):
     with pytest.raises(RunError, match=r"optimizer\.lr: 0\.01 there, 0\.02 asked"):
         loop.run(config_of(store, whole, optimizer__lr=2e-2), warn=quiet)
+    mixed = {**settings_of(store, whole), "mixture": {"a": {"weight": 0.5}}}
+    with pytest.raises(RunError, match=r"mixture\.a: nothing there, weight = 0\.5, max_epochs = 1 asked"):
+        loop.run(parse_config(mixed, where="a test"), warn=quiet)
     with pytest.raises(RunError, match="--reschedule"):
         loop.run(config_of(store, whole, curriculum__duration_steps=30), warn=quiet)
     (tmp_path / "mine.txt").write_text("not yours")

@@ -103,9 +103,16 @@ def check_folder(folder: Path, config: Config, change_schedule: bool, force: boo
         raise RunError(
             "the run folder holds a run with other settings",
             where=folder,
-            found="; ".join(f"{key}: {there.get(key)} there, {asked[key]} asked" for key in keys),
+            found="; ".join(f"{key}: {_told(there.get(key))} there, {_told(asked[key])} asked" for key in keys),
             remedy=remedy + ("; or change its schedule from here on: --reschedule" if scheduled else ""),
         )
+
+
+def _told(value: Any) -> str:
+    """A setting as in TOML, near enough."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {one}" for key, one in value.items())
+    return "nothing" if value is None else str(value)
 
 
 def write_config(folder: Path, config: Config) -> None:
