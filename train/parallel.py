@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from pipeline.packing import NO_TARGET
 from train.data import MicroBatch
 from train.distributed import Ranks
 from train.model import GPT2
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Kind = Literal["alone", "ddp", "fsdp"]
 BYTES_A_PARAMETER = 16
@@ -105,7 +108,9 @@ class Parallel:
             full = tensors[name] if self.ranks.first else torch.empty(shape, dtype=getattr(torch, dtype))
             full = full.to(self.device).contiguous()
             like = parameters.get(name.rpartition(":")[2])
-            if isinstance(like, DTensor) and like.shape == full.shape:
+            if like is not None and _sharded(like) and like.shape == full.shape:
+                from torch.distributed.tensor import distribute_tensor
+
                 out[name] = distribute_tensor(full, like.device_mesh, like.placements)
             else:
                 dist.broadcast(full, 0)
@@ -113,14 +118,20 @@ class Parallel:
         return out
 
 
+def _sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is one of FSDP's; their module, a second to import, is only asked where FSDP has imported it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor, or the whole of one that is not sharded; no copy."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all ranks, which all call this; one that is not sharded as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _sharded(tensor) else tensor
 
 
 def kind_of(model: nn.Module, ranks: Ranks, device: torch.device, asked: str) -> Kind:
