@@ -42,6 +42,11 @@ class Notches:
                 "tolerance is a factor of the best perplexity", found=self.tolerance, allowed="1 or more"
             )
 
+    @property
+    def fewest_validations(self) -> int:
+        """How many it takes to the full length, calm as they may be."""
+        return (self.seqlen_end - self.seqlen_start) // self.seqlen_multiple * self.patience
+
 
 @dataclass
 class Calm:

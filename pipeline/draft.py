@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import CorpusError, StoreError
-from pipeline.format import MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest
+from pipeline.format import BUILD_FOLDER, MANIFEST_NAME, SPLIT_FOLDERS, TOKENIZER_NAME, Manifest
 from pipeline.place import is_local, is_there, read_all, remove_tree, sizes
 from pipeline.unit import UnitResult, parse_result
 from pipeline.writer import write_bytes, write_json
-
-BUILD_FOLDER = ".slw-build"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ from pipeline.place import reaching
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
+BUILD_FOLDER = ".slw-build"
+"""In a store in the making."""
 SPLIT_FOLDERS = {"train": "shards", "validation": "validation"}
 ANEW = "build the store again: --force"
 """What is to do about a manifest that is none."""
@@ -152,10 +154,13 @@ class Manifest:
             )
             raise StoreError("no store here", where=store, remedy=remedy)
         if not is_finished:
+            begun = (store / BUILD_FOLDER).is_dir()
             raise StoreError(
                 "not a finished store: it has no manifest.json",
                 where=store,
-                remedy="is it the right folder? a build that stopped goes on with the same `slw-prep build` again",
+                remedy="the same `slw-prep build` again goes on"
+                if begun
+                else "is it the right folder? a store whose manifest is lost is built anew, in an empty folder",
             )
         try:
             data = json.loads(path.read_bytes())

@@ -13,12 +13,12 @@ from typing import Any
 from pipeline.ahead import in_thread
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading, Unit
-from pipeline.draft import BUILD_FOLDER, BuildPlan, Draft, holds_else, same_parameters
+from pipeline.draft import BuildPlan, Draft, holds_else, same_parameters
 from pipeline.engine import Crew, run_units
 from pipeline.errors import ConfigError, StoreError
 from pipeline.files import STDIN, looking_ahead
 from pipeline.fingerprint import fingerprints
-from pipeline.format import Manifest
+from pipeline.format import BUILD_FOLDER, Manifest
 from pipeline.held_out import check_fraction
 from pipeline.inputs import InputFile, find_files
 from pipeline.place import reaching

@@ -24,8 +24,7 @@ from pathlib import Path
 import orjson
 
 from pipeline.corpus import Reading
-from pipeline.draft import BUILD_FOLDER
-from pipeline.format import MANIFEST_NAME, digest_bytes
+from pipeline.format import BUILD_FOLDER, MANIFEST_NAME, digest_bytes
 from pipeline.train_tokenizer import train_tokenizer
 
 WORDS = ["ship", "naïve", "café", "storm", "😀", "harbour", "<|endoftext|>", "night"]

@@ -69,10 +69,12 @@ def test_the_length_rises_after_so_many_calm_validations_in_a_row(notches, losse
 
 def test_lengths_taken_are_recorded_in_metrics_outcome_and_schedule(store, tmp_path):
     config = config_of(store, tmp_path / "run", **CHANGES)
-    outcome = loop.run(config, warn=lambda text: None)
+    told = []
+    outcome = loop.run(config, warn=told.append)
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     seqlens = [line["seqlen"] for line in lines]
     assert outcome.finished
+    assert not any("rose" in text for text in told)
     assert outcome.tokens_seen == Store.open(store).tokens  # still every token once
     assert seqlens[0] == 8
     assert seqlens[-1] == 24
@@ -86,6 +88,17 @@ def test_lengths_taken_are_recorded_in_metrics_outcome_and_schedule(store, tmp_p
         assert line["seqlen"] == now
         if "validation_loss" in line:
             now = state.observe(line["validation_loss"], now, config.schedule().notches)
+
+
+def test_a_run_that_ends_below_full_length_says_so_and_its_plan_what_that_takes(store, tmp_path):
+    told = []
+    changes = {**CHANGES, "run__validate_every_steps": 12}
+    config = config_of(store, tmp_path / "run", **changes)
+    loop.run(config, warn=told.append)
+    assert sum("rose to 16 only, not to 24, which takes 4 calm validations" in text for text in told) == 1
+    (tmp_path / "run.toml").write_text(as_toml(settings_of(store, tmp_path / "run", **changes)))
+    plan = CliRunner().invoke(main, ["plan", str(tmp_path / "run.toml"), "--quick"])
+    assert "4 calm validations, 48 steps" in plan.stderr
 
 
 def test_lengths_still_to_come_are_warmed_up_whatever_the_length_is_now(store, tmp_path, monkeypatch):

@@ -21,9 +21,8 @@ from tokenizers import Tokenizer
 from pipeline.build import build
 from pipeline.corpus import documents, split_units
 from pipeline.documents import Reading
-from pipeline.draft import BUILD_FOLDER
 from pipeline.errors import StoreError
-from pipeline.format import Manifest
+from pipeline.format import BUILD_FOLDER, Manifest
 from pipeline.held_out import is_held_out
 from pipeline.inputs import find_files
 from pipeline.reader import Store

@@ -57,8 +57,13 @@ def plan(
         check_picture(plot)
     tell_compiling()
     schedule, what = forecast(settings, rehearsed=not quick, tflops=tflops)
-    if schedule.notches:
-        click.echo("adaptive: validation decides when the length rises; this is the run if it never did", err=True)
+    if notches := schedule.notches:
+        calm, every = notches.fewest_validations, settings.run.validate_every_steps
+        click.echo(
+            "adaptive: validation decides when the length rises; this is the run if it never did. To seqlen "
+            f"{notches.seqlen_end:,} it takes {calm:,} calm validations, {calm * every:,} steps",
+            err=True,
+        )
     if plot:
         from train.chart import draw
 

@@ -89,7 +89,20 @@ def run(
         held.enter_context(_collector_off())
         with out_of_memory_explained(lambda: this.micro_batch_tokens):
             finished, validation = _steps(this, report, signals)
+        if finished:
+            _tell_short_end(this)
     return _outcome(this, validation, None if finished else signals.received or "a signal to another rank")
+
+
+def _tell_short_end(this: Run) -> None:
+    """Where an adaptive run ended below its full length."""
+    notches, reached = this.asked.notches, this.schedule.phases[-1].seqlen
+    if notches and reached < notches.seqlen_end:
+        this.warn(
+            f"the length rose to {reached:,} only, not to {notches.seqlen_end:,}, which takes "
+            f"{notches.fewest_validations:,} calm validations; see curriculum.seqlen_multiple, patience, tolerance "
+            "and run.validate_every_steps"
+        )
 
 
 def _outcome(this: Run, validation: float | None, stopped_by: str | None) -> Outcome:
