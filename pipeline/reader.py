@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -262,7 +261,7 @@ class Store:
             fresh = [index for index in indices if not self._ready[index]]
             if self._cache is not None:
                 with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
-                    deque(pool.map(self._local, [self.shards[index] for index in fresh]), maxlen=0)
+                    list(pool.map(self._local, [self.shards[index] for index in fresh]))
             for index in fresh:
                 self._map(index)
             if self._cache is None:
