@@ -39,7 +39,7 @@ def compiling_told(tell: Callable[[str], None]) -> Iterator[None]:
         def on_start(self, event: object) -> None:
             if not self.told:
                 self.told = True
-                tell("compiling kernels: once after an installation or a change, half a minute")
+                tell("compiling kernels: once after an installation or a change, up to half a minute")
 
         def on_end(self, event: object) -> None:
             pass
