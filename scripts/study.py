@@ -6,9 +6,10 @@
     python scripts/study.py --store study/store --out study/grid --arms constant,slw --lrs 1e-2 --seeds 3,4,5
     python scripts/study.py --out study/grid --report        # the tables again, nothing run
 
-An arm is a TOML file, or the name of one in experiments/. Each run is that of `slw-train run ARM.toml store=STORE
-optimizer.lr=LR run.seed=SEED run.dir=OUT/runs/...`, one thread each, `--workers` of them side by side, each worker a
-process that lives as long as the study. Seeds go round slowest: a study cut off has all arms with fewer seeds.
+An arm is a TOML file, or the name of one in experiments/; with +KEY=VALUE behind it, what it changes of that:
+constant+optimizer.warmup_steps=16. Each run is that of `slw-train run ARM.toml store=STORE optimizer.lr=LR run.seed=SEED
+run.dir=OUT/runs/...`, one thread each, `--workers` of them side by side, each worker a process that lives as long as
+the study. Seeds go round slowest: a study cut off has all arms with fewer seeds.
 
 OUT/results.jsonl gets a line as each run ends; a rerun, with more rates or seeds if so wished, skips what is there
 and goes on with what was killed. A run whose loss is no longer finite is a result like others. At the end
@@ -20,6 +21,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -154,7 +156,14 @@ def train_one(job: dict[str, Any]) -> dict[str, Any] | None:
         measured = dict.fromkeys(("validation_loss", "steps", "tokens", "seconds", "loss_ratio_max", "variance_max"))
     if status != "finished":
         measured["validation_loss"] = None
-    return {**{key: job[key] for key in ("arm", "lr", "seed")}, "status": status, **measured, "error": error} | {
+    return {
+        "arm": arm_of(job),
+        "lr": job["lr"],
+        "seed": job["seed"],
+        "status": status,
+        **measured,
+        "error": error,
+    } | {
         "run": str(folder),
         "settings": settings_of(job),
     }
@@ -164,14 +173,14 @@ def load(job: dict[str, Any]) -> Any:
     """The config of a run. Raises ConfigError as `load_config` does."""
     from train.config_file import load_config
 
-    arm = Path(job["arm"])
-    path = arm if arm.suffix == ".toml" else EXPERIMENTS / f"{arm}.toml"
+    file, *changes = parts_of(job["arm"])
+    path = Path(file) if file.endswith(".toml") else EXPERIMENTS / f"{file}.toml"
     if not path.is_file():
         known = sorted(file.stem for file in EXPERIMENTS.glob("*.toml") if file.stem != "base")
-        raise ConfigError("no such arm", found=job["arm"], allowed=f"a TOML file, or {', '.join(known)}")
-    folder = Path(job["out"]) / "runs" / arm.stem / f"lr-{job['lr']:g}" / f"seed-{job['seed']}"
+        raise ConfigError("no such arm", found=file, allowed=f"a TOML file, or {', '.join(known)}")
+    folder = Path(job["out"]) / "runs" / arm_of(job) / f"lr-{job['lr']:g}" / f"seed-{job['seed']}"
     own = [f"store={job['store']}", f"optimizer.lr={job['lr']!r}", f"run.seed={job['seed']}", f"run.dir={folder}"]
-    return load_config(path, [*job["set"], *own])
+    return load_config(path, [*job["set"], *changes, *own])
 
 
 def settings_of(job: dict[str, Any]) -> dict[str, Any]:
@@ -199,19 +208,35 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     return results
 
 
+def parts_of(arm: str) -> list[str]:
+    """`slw+clip=1e+3` is `slw` and `clip=1e+3`."""
+    return re.split(r"\+(?=[a-z_.]+=)", arm)
+
+
+def arm_of(job: dict[str, Any]) -> str:
+    """The arm's name, of a job or of its result: without the folder and suffix of its file."""
+    file, *changes = parts_of(job["arm"])
+    return "+".join([Path(file).stem, *changes])
+
+
 def key_of(job: dict[str, Any]) -> tuple[str, float, int]:
-    return Path(job["arm"]).stem, job["lr"], job["seed"]
+    return arm_of(job), job["lr"], job["seed"]
 
 
 def name_of(job: dict[str, Any]) -> str:
-    return f"{Path(job['arm']).stem}, lr {job['lr']:g}, seed {job['seed']}"
+    return f"{arm_of(job)}, lr {job['lr']:g}, seed {job['seed']}"
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="what all arms are trained on; with held-out documents")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--arms", type=_list_of(str), default=["constant", "slw", "batch-warmup"], help="A,B,...")
+    parser.add_argument(
+        "--arms",
+        type=_list_of(str),
+        default=["constant", "slw", "batch-warmup"],
+        help="A,B,...; each with +KEY=VALUE if wished",
+    )
     parser.add_argument("--lrs", type=_list_of(float), default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])
     parser.add_argument("--seeds", type=_list_of(int), default=[1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")

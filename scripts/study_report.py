@@ -33,11 +33,11 @@ def report(results: Results, out: Path, bar: float = BAR) -> dict[str, Any]:
 
 def summarise(results: Results, bar: float) -> dict[str, Any]:
     """Plain JSON values: for each arm what each rate came to, its best rate, the largest that trains."""
-    arms = list(dict.fromkeys(Path(result["arm"]).stem for result in results))
+    arms = list(dict.fromkeys(result["arm"] for result in results))
     cells = {
         arm: {
-            lr: [r for r in results if Path(r["arm"]).stem == arm and r["lr"] == lr]
-            for lr in sorted({r["lr"] for r in results if Path(r["arm"]).stem == arm})
+            lr: [r for r in results if r["arm"] == arm and r["lr"] == lr]
+            for lr in sorted({r["lr"] for r in results if r["arm"] == arm})
         }
         for arm in arms
     }
