@@ -25,7 +25,24 @@ from pipeline.errors import ConfigError
 
 LEGACY = "curriculum_learning"
 METRIC = "data_efficiency.data_sampling.curriculum_learning.curriculum_metrics"
-TYPES = ("fixed_linear", "fixed_root", "fixed_discrete", "custom")
+TYPES = {
+    "fixed_linear": ("total_curriculum_step", "difficulty_step"),
+    "fixed_root": ("total_curriculum_step", "difficulty_step", "root_degree"),
+    "fixed_discrete": ("difficulty", "max_step"),
+    "custom": (),
+}
+"""schedule_type -> the keys of its schedule_config."""
+READ = {
+    "enabled",
+    "curriculum_type",
+    "difficulty_type",
+    "clustering_type",
+    "min_difficulty",
+    "max_difficulty",
+    "schedule_type",
+    "schedule_config",
+}
+"""Keys of a curriculum of lengths that we know; clusters are of samples, which it has none of."""
 
 
 def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict[str, int], list[str]]:
@@ -63,7 +80,8 @@ def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict
     )
     size = data.get("train_batch_size")
     left_out = [key for key in data if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
-    left_out += _beside(data)
+    left_out += _beside(data) + [key for key in schedule if key not in READ]
+    left_out += [f"schedule_config.{key}" for key in parameters if key not in TYPES[kind]]
     return curriculum, {"global_batch_sequences": size} if isinstance(size, int) else {}, left_out
 
 
@@ -157,7 +175,12 @@ def _find(data: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
     if isinstance(legacy, dict):
         kind = legacy.get("curriculum_type", "seqlen")
         if kind != "seqlen":
-            raise ConfigError("not a curriculum of sequence lengths", where=f"{source}: {LEGACY}", found=kind)
+            raise ConfigError(
+                "not a curriculum of sequence lengths",
+                where=f"{source}: {LEGACY}.curriculum_type",
+                found=repr(kind),
+                allowed='"seqlen"',
+            )
         _enabled(legacy, f"{source}: {LEGACY}")
         return legacy, f"{source}: {LEGACY}"
     node: Any = data

@@ -7,9 +7,9 @@
     python scripts/study.py --out study/grid --report        # the tables again, nothing run
 
 An arm is a TOML file, or the name of one in experiments/; with +KEY=VALUE behind it, what it changes of that:
-constant+optimizer.warmup_steps=16. Each run is that of `slw-train run ARM.toml store=STORE optimizer.lr=LR run.seed=SEED
-run.dir=OUT/runs/...`, one thread each, `--workers` of them side by side, each worker a process that lives as long as
-the study. Seeds go round slowest: a study cut off has all arms with fewer seeds.
+constant+optimizer.warmup_steps=16. Each run is that of `slw-train run ARM.toml store=STORE optimizer.lr=LR
+run.seed=SEED run.dir=OUT/runs/...`, one thread each, `--workers` of them side by side, each worker a process that
+lives as long as the study. Seeds go round slowest: a study cut off has all arms with fewer seeds.
 
 OUT/results.jsonl gets a line as each run ends; a rerun, with more rates or seeds if so wished, skips what is there
 and goes on with what was killed. A run whose loss is no longer finite is a result like others. At the end
@@ -163,7 +163,6 @@ def train_one(job: dict[str, Any]) -> dict[str, Any] | None:
         "status": status,
         **measured,
         "error": error,
-    } | {
         "run": str(folder),
         "settings": settings_of(job),
     }

@@ -194,7 +194,7 @@ def test_stages_of_one_length_that_is_least_and_most_are_that_length():
         (discrete(64, [8, 16, 32], [5, 5]), "must increase"),
         ({**ramp(8, 64, 50, 8), "schedule_type": "custom"}, "from_function"),
         ({**ramp(8, 64, 50, 8), "schedule_type": "cubic"}, "fixed_root"),
-        ({**ramp(8, 64, 50, 8), "curriculum_type": "vocab"}, "not a curriculum of sequence lengths"),
+        ({**ramp(8, 64, 50, 8), "curriculum_type": "vocab"}, r"found:   'vocab'\n  allowed: \"seqlen\""),
         ({"curriculum_type": "seqlen"}, "schedule_type is missing"),
     ],
 )
@@ -241,6 +241,8 @@ def test_the_command_names_what_it_does_not_take_over(tmp_path):
     told = CliRunner().invoke(main, ["plan", "--deepspeed", str(config)])
     assert told.stderr.splitlines()[0].endswith("ds_config.json: optimizer")
     assert "set batch.global_batch_sequences" in told.stderr
+    misspelt = {**ramp(8, 32, 20, 8, 2), "schedule_type": "fixed_linear", "max_dificulty": 64}
+    assert translate(legacy(misspelt))[2] == ["max_dificulty", "schedule_config.root_degree"]
     config.write_text(json.dumps(legacy(ramp(8, 32, 20, 8))))
     assert CliRunner().invoke(main, ["plan", "--deepspeed", str(config)]).stderr == ""
 
