@@ -56,8 +56,8 @@ def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict
     )
     schedule, where = _find(data, source)
     kind = _need(schedule, "schedule_type", where)
-    if kind not in TYPES:
-        raise ConfigError("unknown schedule_type", where=where, found=kind, allowed=", ".join(TYPES))
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise ConfigError("unknown schedule_type", where=where, found=repr(kind), allowed=", ".join(TYPES))
     if kind == "custom":
         raise ConfigError(
             "a custom schedule is a Python function, which the config does not hold",
@@ -78,19 +78,20 @@ def translate(config: dict[str, Any] | str | Path) -> tuple[dict[str, Any], dict
         if kind == "fixed_discrete"
         else _growing(parameters, least, most, details, rooted=kind == "fixed_root")
     )
-    size = data.get("train_batch_size")
+    sized = data.get("train_batch_size", "auto") != "auto"
+    batch = {"global_batch_sequences": _length(data, "train_batch_size", source)} if sized else {}
     left_out = [key for key in data if key not in (LEGACY, METRIC.partition(".")[0], "train_batch_size")]
     left_out += _beside(data) + [key for key in schedule if key not in READ]
     left_out += [f"schedule_config.{key}" for key in parameters if key not in TYPES[kind]]
-    return curriculum, {"global_batch_sequences": size} if isinstance(size, int) else {}, left_out
+    return curriculum, batch, left_out
 
 
 def _growing(parameters: dict[str, Any], least: int, most: int, where: str, *, rooted: bool) -> dict[str, Any]:
     duration = _length(parameters, "total_curriculum_step", where)
     multiple = _length(parameters, "difficulty_step", where)
     degree = _need(parameters, "root_degree", where) if rooted else 1
-    if not isinstance(degree, int | float) or degree <= 0:
-        raise ConfigError("root_degree must be positive", where=where, found=degree)
+    if isinstance(degree, bool) or not isinstance(degree, int | float) or not 0 < degree < math.inf:
+        raise ConfigError("root_degree must be a positive number", where=where, found=repr(degree))
     if least < multiple:
         raise ConfigError(
             "min_difficulty is below difficulty_step: DeepSpeed rounds it down to a length of 0",
@@ -198,10 +199,11 @@ def _find(data: dict[str, Any], source: str) -> tuple[dict[str, Any], str]:
             found=f"metrics {', '.join(named)}" if named else ", ".join(data) or "nothing",
             allowed=f"{LEGACY}, or {METRIC}.seqlen",
         )
-    where = f"{source}: {METRIC}.{chosen[0]}"
-    if node[chosen[0]].get("difficulty_type", "value") != "value":
+    metric, where = node[chosen[0]], f"{source}: {METRIC}.{chosen[0]}"
+    _need(metric, "schedule_type", where)
+    if metric.get("difficulty_type", "value") != "value":
         raise ConfigError("its difficulties are percentiles of the data, not lengths", where=where, allowed="value")
-    return node[chosen[0]], where
+    return metric, where
 
 
 def _beside(data: dict[str, Any]) -> list[str]:
@@ -233,7 +235,9 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _need(node: dict[str, Any], key: str, where: str) -> Any:
+def _need(node: Any, key: str, where: str) -> Any:
+    if not isinstance(node, dict):
+        raise ConfigError("a table is wanted here", where=where, found=repr(node), allowed=f'{{"{key}": ...}}')
     if key not in node:
         raise ConfigError(f"{key} is missing", where=where, found=", ".join(node) or "nothing")
     return node[key]

@@ -167,6 +167,12 @@ def test_both_places_and_files_are_read(tmp_path):
         Schedule.from_deepspeed(automatic, total_tokens=9)
     with pytest.raises(ConfigError, match="exactly one of global_batch"):
         Schedule.from_deepspeed(path, total_tokens=9)
+    with pytest.raises(ConfigError, match="train_batch_size must be a positive integer"):
+        Schedule.from_deepspeed({**legacy(ramp(8, 64, 50, 8)), "train_batch_size": 4.0}, total_tokens=9)
+    sampling["curriculum_learning"]["curriculum_metrics"]["seqlen"] = 64
+    nested["data_efficiency"]["enabled"] = True
+    with pytest.raises(ConfigError, match="a table is wanted here"):
+        Schedule.from_deepspeed(nested, **batch)
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"is not JSON\n.*ds_config\.json"):
         Schedule.from_deepspeed(path, **batch)
@@ -187,7 +193,7 @@ def test_stages_of_one_length_that_is_least_and_most_are_that_length():
         (ramp(64, 8, 50, 8), "for ever"),
         (ramp(8, 64, 0, 8), "total_curriculum_step must be a positive"),
         (ramp("8", 64, 50, 8), "min_difficulty must be a positive integer\n.*\n  found:   '8'"),
-        (ramp(8, 64, 50, 8, 0), "root_degree must be positive"),
+        (ramp(8, 64, 50, 8, 0), "root_degree must be a positive number"),
         (discrete(32, [8, 32, 16], [5, 9]), r"never used[\s\S]*staged"),
         (discrete(8, [8, 16], [5]), "never leaves"),
         (discrete(64, [8, 16, 32], [5]), "one entry shorter"),
@@ -196,6 +202,9 @@ def test_stages_of_one_length_that_is_least_and_most_are_that_length():
         ({**ramp(8, 64, 50, 8), "schedule_type": "cubic"}, "fixed_root"),
         ({**ramp(8, 64, 50, 8), "curriculum_type": "vocab"}, r"found:   'vocab'\n  allowed: \"seqlen\""),
         ({"curriculum_type": "seqlen"}, "schedule_type is missing"),
+        ({**ramp(8, 64, 50, 8), "schedule_type": ["fixed_linear"]}, "unknown schedule_type"),
+        ({**ramp(8, 64, 50, 8), "schedule_config": 50}, r"a table is wanted here\n.*schedule_config\n  found:   50"),
+        (ramp(8, 64, 50, 8, math.nan), "root_degree must be a positive number"),
     ],
 )
 def test_what_deepspeed_gets_wrong_is_refused_with_the_reason(schedule, message):

@@ -86,9 +86,7 @@ def _translated(deepspeed: Path, *, alone: bool, as_json: bool) -> tuple[dict[st
     if left_out:
         click.echo(f"not taken over from {deepspeed}: {', '.join(left_out)}", err=True)
     if alone and not batch:
-        click.echo(
-            "no train_batch_size there, or no whole number: set batch.global_batch_sequences yourself", err=True
-        )
+        click.echo("no train_batch_size there, or auto: set batch.global_batch_sequences yourself", err=True)
     tables = {"curriculum": curriculum, "batch": batch}
     if not as_json:
         click.echo(as_toml(tables))
