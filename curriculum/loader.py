@@ -155,6 +155,8 @@ class CurriculumLoader:
             schedules = schedules_of(state["schedules"], asked, earlier)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise _no_state(state) from error
+        if schedules[0][0] != 0:
+            raise _no_state(state)
         if schedules[-1][1].raised_to(None) != asked.raised_to(None):
             if not change_schedule:
                 raise RunError(

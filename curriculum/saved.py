@@ -11,6 +11,7 @@ A schedule that is named by its digest must be passed when the state is loaded; 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -84,7 +85,7 @@ def schedules_of(
             schedule = asked if schedule == asked else schedule
         else:
             schedule = asked if data == ours else from_json(data)
-        schedules.append((int(step), schedule))
+        schedules.append((operator.index(step), schedule))
     return schedules
 
 

@@ -14,7 +14,6 @@ The lengths are the differences of the list offsets, so they are readable withou
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ class Manifest:
                 else "is it the right folder? a store whose manifest is lost is built anew, in an empty folder",
             )
         try:
-            data = json.loads(path.read_bytes())
+            data = orjson.loads(path.read_bytes())
             version = data["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError("manifest.json cannot be read", where=path, found=error, remedy=ANEW) from error

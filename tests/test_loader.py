@@ -1,5 +1,7 @@
 """The loader: every stored token a target once, the same batches on any ranks, exact resume from any step."""
 
+import contextlib
+import copy
 import itertools
 import json
 import math
@@ -14,7 +16,7 @@ from stores import EOD, documents_of, write_store
 
 from curriculum.loader import CurriculumLoader, full_length_batches
 from curriculum.schedule import Schedule
-from pipeline.errors import ConfigError, RunError, StoreError
+from pipeline.errors import ConfigError, RunError, SlwError, StoreError
 from pipeline.reader import Store
 
 LENGTHS = [1 + (i * 37) % 90 for i in range(60)] + [400, 333, 1]
@@ -285,6 +287,7 @@ def test_what_is_no_store_and_no_schedule_is_refused_with_how_to_get_one(store, 
 
 
 NO_SCHEDULES = ([], None, 5, [[0]], [[0, {}]], [[0, None]], [["x", {}]], [[0, 5]], [[0, {"phases": {}}]])
+ODD = (None, True, -1, 1, 3, 1.5, math.nan, math.inf, 10**30, "", "x", [], [1], {}, {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -302,3 +305,30 @@ def test_a_state_that_is_damaged_is_refused_and_changes_nothing(store, changes):
         with pytest.raises(RunError, match="not a loader's state, or a damaged one"):
             loader.load_state_dict(damaged)
     assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_state_with_any_value_replaced_is_refused_or_serves(store, odd):
+    """No traceback of ours, whatever has become of a value."""
+    schedule = Schedule.linear(**RAMP, epochs=1)
+    loader = CurriculumLoader(store, schedule, seed=1)
+    next(loader)
+    state = json.loads(json.dumps(loader.state_dict()))
+    loader.close()
+    for path in places_of(state):
+        damaged = copy.deepcopy(state)
+        node = damaged
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = odd
+        with CurriculumLoader(store, schedule, seed=1) as other, contextlib.suppress(SlwError):
+            other.load_state_dict(damaged)
+            assert next(other).step == other.step - 1
+
+
+def places_of(data):
+    """The path of every value below `data`."""
+    keys = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+    for key in keys:
+        yield (key,)
+        yield from ((key, *rest) for rest in places_of(data[key]))
