@@ -116,6 +116,12 @@ def test_true_is_for_what_is_true_or_false(toml):
         ("[model]\nheads=5 # of 768", "model: width", 17),
         ("[mixture.a]\nweight = -1", "mixture.a.weight", 18),
         ("", "run is missing", None),
+        (
+            "[run]\ndir = 'x'\nepochs = 1\n[mixture]\na = 3",
+            "found:   mixture.a = 3\n  allowed: mixture.a.weight,",
+            21,
+        ),
+        ("[model]\npreset = ['gpt2']", "unknown preset ['gpt2']", 17),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, line, found, number):
@@ -128,6 +134,24 @@ def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path, line, found, numbe
     text = str(refused.value)
     assert found in text, text
     assert re.search(r"run\.toml(?:, line (\d+))?\n", f"{text}\n").group(1) == (str(number) if number else None)
+
+
+@pytest.mark.parametrize("section", ["model", "curriculum", "batch", "optimizer", "run", "mixture"])
+@pytest.mark.parametrize("value", ['"gpt2-124m"', "3", "[1]"])
+def test_a_value_where_a_table_is_wanted_is_told_what_may_be_in_it(tmp_path, section, value):
+    lines = {
+        "store": "'s'",
+        "curriculum": "{pacing = 'constant', seqlen = 8}",
+        "batch": "{global_batch_sequences = 1}",
+        "run": "{dir = 'x', epochs = 1}",
+    }
+    lines.pop(section, None)
+    text = [f"{key} = {there}" for key, there in lines.items()] + [f"{section} = {value}"]
+    (tmp_path / "run.toml").write_text("\n".join(text))
+    with pytest.raises(ConfigError, match="a table, not a value") as refused:
+        load_config(tmp_path / "run.toml")
+    assert f"line {len(text)}\n  found:   {section} = " in str(refused.value)
+    assert f"allowed: {section}." in str(refused.value)
 
 
 @pytest.mark.parametrize(

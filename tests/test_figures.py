@@ -101,6 +101,7 @@ def test_losses_that_are_not_finite_are_spikes_and_no_numbers(tmp_path):
         ('{"step": 1}\n', r"not a line of metrics[\s\S]*metrics.jsonl:1[\s\S]*tokens_seen"),
         ("[3]\n", "not a line of metrics"),
         ('{"step": 1, "tokens_seen": 4, "elapsed_s": 1, "loss": "x"}\n', "not a line of metrics"),
+        ('{"step": 1, "tokens_seen": 4, "elapsed_s": 1, "loss": 1.0}\n', "seqlen, loss_ratio, loss_ratio_overall, "),
     ],
 )
 def test_no_metrics_to_read_is_said(tmp_path, text, message):

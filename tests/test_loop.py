@@ -312,6 +312,23 @@ def test_sampling_goes_on_from_the_prompt_and_is_seeded(whole):
         sample(whole, "caf\udce9", tokens=1, temperature=1.0, top_k=0, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.layers": 1}, "the weights are not those of the run's config.json"),
+        ([], "cannot be read[\\s\\S]*an object"),
+        (None, "cannot be read[\\s\\S]*Expecting value"),
+    ],
+)
+def test_settings_of_a_run_that_were_changed_by_hand_are_told(whole, tmp_path, changes, message):
+    run = shutil.copytree(whole, tmp_path / "run")
+    there = json.loads((run / "config.json").read_text())
+    text = "" if changes is None else json.dumps({**there, **changes} if changes else changes)
+    (run / "config.json").write_text(text)
+    with pytest.raises(RunError, match=message):
+        sample(run, "w3", tokens=1, temperature=1.0, top_k=0, seed=1)
+
+
 def test_sampling_takes_what_the_model_says_of_all_that_is_written_so_far(whole, monkeypatch):
     """Also where that is more than the model has positions: then of the last ones. Weights that say much."""
     trained, prompt = load_run(whole), " ".join(f"w{1 + i % 40}" for i in range(28))

@@ -91,8 +91,10 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
         name = data.get("preset", "gpt2-124m")
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
         return {**PRESETS[name], **data}
 

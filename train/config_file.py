@@ -132,8 +132,8 @@ def _place(key: tuple[str | int, ...], files: Sequence[Path], given: Sequence[st
 
 def _unknown(key: str, where: str) -> ConfigError:
     keys = known_keys()
-    if inside := [known for known in keys if known.startswith(f"{key}.")]:
-        return ConfigError("a table, not a value", where=where, found=key, allowed=", ".join(inside))
+    if any(known.startswith(f"{key}.") for known in keys):
+        return _no_table(key, key, where)
     table, dot, _ = key.partition(".")
     name = key.rsplit(".", maxsplit=1)[-1]
     leaves = {known.split(".")[-1]: known for known in keys}
@@ -152,6 +152,12 @@ def _unknown(key: str, where: str) -> ConfigError:
     )
 
 
+def _no_table(found: str, key: str, where: str) -> ConfigError:
+    keys = [known.replace("mixture.NAME", key) if "." in key else known for known in known_keys()]
+    inside = ", ".join(known for known in keys if known.startswith(f"{key}."))
+    return ConfigError("a table, not a value", where=where, found=found, allowed=inside)
+
+
 def _explained(errors: list[dict[str, Any]], where: str, files: Sequence[Path], given: Sequence[str]) -> ConfigError:
     """The first of what pydantic found, and how many others there are."""
     errors = sorted(errors, key=lambda one: one["type"] != "extra_forbidden")  # a typo is why another key is missing
@@ -160,6 +166,8 @@ def _explained(errors: list[dict[str, Any]], where: str, files: Sequence[Path], 
     where = _place(error["loc"], files, given) or where
     if error["type"] == "extra_forbidden":
         return _unknown(key, where)
+    if error["type"] in ("model_type", "dict_type"):
+        return _no_table(f"{key} = {error['input']!r}", key, where)
     more = f"there are {others + 1} such errors; this is the first" if others else None
     if error["type"] == "missing":
         return ConfigError(f"{key} is missing", where=where, remedy=more)

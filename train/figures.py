@@ -22,7 +22,7 @@ from train.statistics import Correlation, correlation
 SPIKE_RATIOS = (1.1, SPIKE_RATIO, 1.5, 2.0)
 """Spikes are counted above each."""
 NEEDED: tuple[str, ...] = ("step", "tokens_seen", "elapsed_s")
-NEEDED_OF_A_STEP = ("seqlen", "loss_ratio", "variance_l1", "variance_max")
+NEEDED_OF_A_STEP = ("seqlen", "loss_ratio", "loss_ratio_overall", "variance_l1", "variance_max")
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,20 @@ def config_of_run(run: Path) -> Config:
     """What RUN was started with. Raises RunError where there is no run."""
     if not (run / CONFIG_NAME).is_file():
         raise RunError("not a run", where=run, remedy="train one: slw-train run CONFIG.toml")
-    flat = json.loads((run / CONFIG_NAME).read_bytes())
+    flat = _read(run / CONFIG_NAME)
     if "model_type" in flat:
         raise RunError("not a run but a Hugging Face folder", where=run, remedy="slw-train eval takes it as --hf DIR")
     return config_of_flat(flat, where=str(run / CONFIG_NAME))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError("the run's settings cannot be read", where=path, found=error) from error
+    if not isinstance(data, dict):
+        raise RunError("the run's settings cannot be read", where=path, found=repr(data)[:80], allowed="an object")
+    return data
 
 
 def check_folder(folder: Path, config: Config, change_schedule: bool, force: bool = False) -> None:
@@ -93,7 +103,7 @@ def check_folder(folder: Path, config: Config, change_schedule: bool, force: boo
         raise RunError("a Hugging Face folder, not a run", where=folder, remedy=remedy)
     if force:
         return
-    there, asked = json.loads(path.read_bytes()), flat(config)
+    there, asked = _read(path), flat(config)
     keys = [key for key in asked if there.get(key) != asked[key] and key not in {*FREE_KEYS, DATA_KEY}]
     if change_schedule:
         keys = [key for key in keys if not key.startswith(SCHEDULE_KEYS)]

@@ -11,7 +11,7 @@ from pipeline.errors import RunError
 from pipeline.reader import Store
 from pipeline.vocabulary import writing_remedy
 from train import checkpoint, huggingface
-from train.folder import config_of_run
+from train.folder import CONFIG_NAME, config_of_run
 from train.huggingface import Shape
 from train.model import GPT2
 
@@ -46,7 +46,15 @@ def load_run(run: Path, step: int | None = None) -> Trained:
     manifest = store.manifest
     shape = Shape(config.model, manifest.vocab_size, state["positions"], manifest.bos_id, manifest.eod_id)
     model = GPT2(config.model, shape.vocab_size, shape.positions)
-    model.load_state_dict(checkpoint.read_model(folder))
+    try:
+        model.load_state_dict(checkpoint.read_model(folder))
+    except RuntimeError as error:
+        raise RunError(
+            "the weights are not those of the run's config.json",
+            where=folder,
+            found=str(error).partition("\n\t")[2][:80],
+            remedy=f"take back what was changed in {run / CONFIG_NAME}",
+        ) from error
     return Trained(model.eval(), shape, store.tokenizer_path, state["step"])
 
 
