@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -127,6 +128,9 @@ def test_the_whole_path_in_json(tmp_path):
     assert (planned["ledger"]["served_least"], planned["ledger"]["served_most"]) == (1, 1)
     outcome = ask(train, "run", toml)
     assert (outcome["step"], outcome["tokens_seen"]) == (planned["total_steps"], built["tokens"])
+    assert [outcome[key] for key in ("padding", "lost")] == [planned["ledger"][key] for key in ("padding", "lost")]
+    assert outcome["padding"] == planned["total_tokens"] - built["tokens"] > 0
+    assert outcome["epochs"] == 1
     compared = ask(train, "compare", run, "--out", tmp_path / "c.png")
     assert compared["runs"][0]["validation_loss"] == outcome["validation_loss"]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
@@ -142,7 +146,8 @@ def test_text_output_says_what_to_do_next(tmp_path):
     assert "the least possible" in call(prep, "pack", store, "--seqlen", 16).stdout
     assert "w" in call(prep, "show", store, "--document", 4).stdout
     assert "each document served 1 times" in call(train, "plan", toml).stdout
-    assert "validation loss" in call(train, "run", toml).stdout
+    assert "validation loss" in (ran := call(train, "run", toml).stdout)
+    assert re.search(r"served: [\d,]+ targets, 1\.00 epochs; \d+ padding, 0 lost\n", ran)
     assert "spikes" in call(train, "compare", tmp_path / "run").stdout
 
 

@@ -13,6 +13,7 @@ from runs import as_toml, config_of, settings_of, tiny_store
 from safetensors.torch import load_file
 from stores import documents_of, write_store
 
+from curriculum.ledger import rehearse
 from curriculum.loader import CurriculumLoader
 from curriculum.schedule import Schedule
 from pipeline.errors import ConfigError, RunError
@@ -204,6 +205,15 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(store, tmp_path
     assert one == 1 < several
     for name in whole_batch:
         torch.testing.assert_close(whole_batch[name], added[name], atol=1e-6, rtol=1e-4)
+
+
+def test_what_truncation_lost_is_told_at_the_end(store, tmp_path):
+    config = config_of(store, tmp_path / "run", curriculum__dealing="truncate")
+    outcome = loop.run(config, warn=quiet)
+    with config.loader(Store.open(store)) as loader:
+        ledger = rehearse(loader)
+    assert (outcome.tokens_seen, outcome.padding, outcome.lost) == (ledger.targets, ledger.padding, ledger.lost)
+    assert outcome.lost > 0 and outcome.epochs < 1
 
 
 def test_a_run_folder_with_other_settings_is_refused_by_name(store, whole, tmp_path):

@@ -103,6 +103,7 @@ def test_a_step_of_one_micro_batch_is_finished(store, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     outcome = loop.run(config_of(store, tmp_path / "run", batch__micro_batch_tokens=10**6), warn=print)
     assert (outcome.finished, outcome.step, outcome.stopped_by) == (False, 10, "SIGTERM")
+    assert (outcome.padding, outcome.lost) == (0, None)
     assert checkpoint.step_of(checkpoint.find(tmp_path / "run")[-1]) == 10
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -107,6 +107,10 @@ def _tell(outcome: Outcome) -> None:
         f"{done}{outcome.dir}: {outcome.step:,} steps, {outcome.tokens_seen:,} tokens{loss}, "
         f"{spikes}, {outcome.elapsed_s:.0f} s"
     )
+    lost = "" if outcome.lost is None else f", {outcome.lost:,} lost"
+    click.echo(
+        f"served: {outcome.tokens_seen:,} targets, {outcome.epochs:.2f} epochs; {outcome.padding:,} padding{lost}"
+    )
     if outcome.lengths:
         taken = ", ".join(f"{seqlen:,} from step {first:,}" for first, seqlen in outcome.lengths)
         click.echo(f"lengths taken: {taken}")

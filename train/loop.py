@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curriculum.planner import PLANNERS
 from pipeline.errors import ConfigError
 from train import checkpoint
 from train.config import Config
@@ -36,6 +37,13 @@ class Outcome:
     """False where a signal stopped it."""
     step: int
     tokens_seen: int
+    """Tokens that were a target, repeats counted; with `padding` and `lost` what `slw-train plan` foretold."""
+    padding: int
+    """Positions of the batches so far that had no target."""
+    lost: int | None
+    """Tokens passed over for good; None where the run is not at its end."""
+    epochs: float
+    """tokens_seen / tokens of the store."""
     validation_loss: float | None
     """At full length, nats a token; None without held-out documents."""
     spikes: dict[str, int]
@@ -112,6 +120,9 @@ def _outcome(this: Run, validation: float | None, stopped_by: str | None) -> Out
         finished=stopped_by is None,
         step=at.step,
         tokens_seen=at.tokens_seen,
+        padding=this.schedule.tokens_before(at.step) - at.tokens_seen,
+        lost=PLANNERS[this.schedule.planner].lost(this.loader.order) if stopped_by is None else None,
+        epochs=at.tokens_seen / this.store.tokens,
         validation_loss=validation,
         spikes=this.ratio.spikes,
         clipped_share=at.clipped / max(at.step, 1),
