@@ -29,6 +29,7 @@ from curriculum.prefetch import Prefetch
 from curriculum.readahead import ReadAhead
 from curriculum.saved import schedules_of, state_of
 from curriculum.schedule import Schedule
+from curriculum.settings import SEQLEN_NOW
 from pipeline.errors import ConfigError, RunError
 from pipeline.packing import Packed
 from pipeline.reader import Store
@@ -161,7 +162,7 @@ class CurriculumLoader:
             if not change_schedule:
                 raise RunError(
                     "the schedule is not the one of the saved state",
-                    found=_difference(asked, schedules[-1][1]),
+                    found=f"saved -> this loader's: {_difference(asked, schedules[-1][1])}",
                     remedy="keep it, or change it from here on: load_state_dict(state, change_schedule=True), "
                     "slw-train run --reschedule",
                 )
@@ -308,10 +309,16 @@ def _check_ranks(schedule: Schedule, world_size: int) -> None:
 
 
 def _difference(ours: Schedule, theirs: Schedule) -> str:
-    """What a person needs to see of two schedules that differ."""
+    """What a person needs to see of two schedules that differ: theirs -> ours."""
     names = ("total_tokens", "max_epochs", "planner", "first_piece", "attention_window_positions")
     pairs = [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
-    pairs += [("phases", len(theirs.phases), len(ours.phases))]
+    made = [{**one.settings["curriculum"], **one.settings["batch"]} for one in (theirs, ours) if one.settings]
+    if len(made) == 2:
+        before, now = made
+        keys = [key for key in before | now if key not in (*names, "dealing", SEQLEN_NOW)]
+        pairs += [(key, before.get(key), now.get(key)) for key in keys if not isinstance(now.get(key), list)]
+    else:
+        pairs += [("phases", len(theirs.phases), len(ours.phases))]
     unlike = (pair for pair in zip(theirs.phases, ours.phases, strict=False) if pair[0] != pair[1])
     pairs += [("phase", old, new) for old, new in islice(unlike, 1)]
     return "; ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)

@@ -216,7 +216,12 @@ class Schedule:
     def total_steps(self) -> int:
         """Steps until `total_tokens` are served; the last one may go beyond. Raises ConfigError before `resolve`."""
         if self.total_tokens is None or not self.phases:
-            raise ConfigError("the schedule has no end before it knows the data", remedy="schedule.resolve(...)")
+            buckets = "buckets, which the documents fill"
+            raise ConfigError(
+                "the schedule has no end before it knows the data",
+                found=buckets if self.epochs is None else f"epochs = {self.epochs}",
+                remedy="ask that of a loader: CurriculumLoader(store, schedule, seed=...).schedule",
+            )
         index = bisect.bisect_left(self.phases.starts, self.total_tokens) - 1
         phase, served = self.phases[index], int(self.phases.starts[index])
         return phase.first_step - (-(self.total_tokens - served) // phase.batch_tokens)

@@ -151,7 +151,8 @@ class Manifest:
             remedy = (
                 "build one: slw-prep build INPUT... --out STORE; of token ids, such as Megatron's: slw-prep import"
             )
-            raise StoreError("no store here", where=store, remedy=remedy)
+            found = None if store.is_absolute() else f"no such folder in {Path.cwd()}, where this was started"
+            raise StoreError("no store here", where=store, found=found, remedy=remedy)
         if not is_finished:
             begun = (store / BUILD_FOLDER).is_dir()
             raise StoreError(

@@ -152,9 +152,12 @@ def test_what_is_no_path_is_refused(given):
         Store.open(given)
 
 
-def test_missing_things_are_named(tmp_path):
+def test_missing_things_are_named(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"no store here[\s\S]*slw-prep import"):
         Store.open(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=rf"where: +nowhere\s+found: .* in {tmp_path}, where this was started"):
+        Store.open("nowhere")
     with pytest.raises(StoreError, match=r"manifest\.json"):
         Store.open(tmp_path)
     store = tmp_path / "a store"
