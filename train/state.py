@@ -90,11 +90,12 @@ def load_weights(run: Run, folder: Path, state: dict[str, Any]) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by KIND:NAME; no copies."""
+    """AdamW's state by KIND:NAME, in the order of `KINDS` (AdamW's own is another after a resume); no copies."""
     return {
-        f"{kind}:{name}": value
+        f"{kind}:{name}": optimizer.state[parameter][kind]
         for name, parameter in model.named_parameters()
-        for kind, value in optimizer.state.get(parameter, {}).items()
+        for kind in KINDS
+        if kind in optimizer.state.get(parameter, {})
     }
 
 
