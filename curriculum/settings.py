@@ -77,6 +77,12 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
         phases = _bucket_phases(settings, size, end)
         return {**made, "planner": "buckets", "phases": phases, "seqlen_to_come": settings["seqlen_end"]}
     control = _choice(settings, "control", None, CONTROLS)
+    if control and name == "adaptive":
+        raise ConfigError(
+            "a batch warmup matches tokens a step that are known beforehand",
+            found=f"control = {control!r} of an adaptive length",
+            remedy="to match a run that is done, write its lengths as a table: pacing = \"table\"",
+        )
     dealing = _choice(settings, "dealing", "pack", tuple(DEALINGS))
     made["first_piece"] = _choice(settings, "first_piece", "random", ("random", "beginning"))
     made["attention_window_positions"] = _choice(settings, "attention_window_positions", "kept", ("kept", "restart"))

@@ -202,6 +202,7 @@ def test_epochs_become_tokens_and_too_long_schedules_say_how_many_epochs():
         ({"pacing": "linear", "seqlen_start": 8}, "seqlen_end missing"),
         ({"pacing": "constant", "seqlen": 8, "degree": 2}, "degree not used"),
         ({"pacing": "constant", "seqlen": 8, "control": "none"}, "batch_warmup"),
+        ({"pacing": "adaptive", "seqlen_start": 8, "seqlen_end": 16, "control": "batch_warmup"}, "known beforehand"),
         ({"pacing": "root", "seqlen_start": 8, "seqlen_end": 16, "degree": 1.5}, "degree is a whole number"),
     ],
 )
