@@ -150,6 +150,16 @@ def test_a_probe_is_the_beginning_of_the_run_it_stands_for(store):
         assert rates[0] == rates[1]
 
 
+def test_a_probe_of_a_run_of_several_epochs_may_be_longer_than_one(store):
+    config = config_of(store, "runs/a", run__total_tokens=None, run__epochs=9)
+    opened = Store.open(store)
+    whole = config.loader(opened).schedule
+    steps = next(step for step in range(whole.total_steps) if whole.tokens_before(step) > 2 * opened.tokens)
+    duration = config.curriculum.duration_steps
+    probed = probing(config, config.curriculum.seqlen_start, duration, whole.total_tokens, steps)
+    assert probed.loader(opened).schedule.total_steps == steps
+
+
 def test_the_cost_told_beforehand_is_what_probes_cost(store, tmp_path):
     config = config_of(store, tmp_path / "run", **CHEAP)
     told = []

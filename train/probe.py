@@ -74,7 +74,8 @@ def probing(config: Config, seqlen_start: int, duration_steps: int, tokens: int,
     data = ramped(config, seqlen_start, duration_steps)
     data["optimizer"] = {"decay_tokens": tokens} | data.get("optimizer", {})
     ends = parse_config(data, where="tune").schedule().tokens_before(probe_steps)
-    data["run"].pop("epochs", None)
+    if epochs := data["run"].pop("epochs", None):
+        data["run"]["max_epochs"] = epochs
     data["run"] |= {"total_tokens": ends, "checkpoint_every_steps": -(-probe_steps // CHECKPOINTS)}
     data["run"]["keep_checkpoints"] = 1
     return parse_config(data, where="tune")
