@@ -104,7 +104,10 @@ def _decomposed(schedule: Schedule, store_tokens: int, sequences: list[int] | No
     assert settings is not None
     sequences = sequences or settings["curriculum"].get(BUCKET_SEQUENCES)
     if sequences is None:
-        raise ConfigError("buckets are counted in the store", remedy="schedule.resolve(tokens, bucket_sequences)")
+        raise ConfigError(
+            "buckets are counted in the store, which these tokens do not tell",
+            remedy="CurriculumLoader(store, schedule, ...).schedule, or schedule.resolve(tokens, bucket_sequences)",
+        )
     if schedule.total_tokens is not None:
         _check(schedule, store_tokens)
     epochs = schedule.epochs or schedule.max_epochs
