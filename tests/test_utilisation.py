@@ -26,6 +26,7 @@ def test_published_utilisation_of_gpt2_124m_on_an_h100():
 
 def test_devices_are_known_by_their_names():
     assert peak_of_name("NVIDIA H200") == 989.0
+    assert peak_of_name("NVIDIA H200 NVL") == 835.0
     assert peak_of_name("NVIDIA H100 80GB HBM3") == 989.0
     assert peak_of_name("NVIDIA H100 PCIe") == 756.0
     assert peak_of_name("NVIDIA A100-SXM4-40GB") == 312.0
