@@ -81,9 +81,15 @@ def build(curriculum: dict[str, Any], batch: dict[str, Any], run: dict[str, Any]
         raise ConfigError(
             "a batch warmup matches tokens a step that are known beforehand",
             found=f"control = {control!r} of an adaptive length",
-            remedy="to match a run that is done, write its lengths as a table: pacing = \"table\"",
+            remedy='to match a run that is done, write its lengths as a table: pacing = "table"',
         )
     dealing = _choice(settings, "dealing", "pack", tuple(DEALINGS))
+    if name == "adaptive" and dealing == "truncate" and end["epochs"]:
+        raise ConfigError(
+            "where an adaptive length is cut out of full-length rows, what an epoch serves is not known beforehand",
+            found=f"epochs = {end['epochs']}",
+            remedy="set total_tokens in place of epochs",
+        )
     made["first_piece"] = _choice(settings, "first_piece", "random", ("random", "beginning"))
     made["attention_window_positions"] = _choice(settings, "attention_window_positions", "kept", ("kept", "restart"))
     if name == "adaptive":

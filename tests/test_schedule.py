@@ -211,6 +211,13 @@ def test_odd_settings_are_refused_with_what_is_allowed(settings, message):
         Schedule.from_settings(settings, {"global_batch_sequences": 1}, total_tokens=10)
 
 
+def test_an_epoch_of_an_adaptive_length_by_truncation_has_no_end():
+    ramp = {"seqlen_start": 8, "seqlen_end": 16, "global_batch_sequences": 2}
+    with pytest.raises(ConfigError, match="not known beforehand"):
+        Schedule.adaptive(**ramp, epochs=1, dealing="truncate")
+    assert Schedule.adaptive(**ramp, total_tokens=64, dealing="truncate").resolve(1000).total_steps == 4
+
+
 def test_batch_and_end_are_given_once():
     for wrong in ({}, {"global_batch_sequences": 1, "global_batch_tokens": 9}, {"global_batch_sequences": 0}):
         with pytest.raises(ConfigError, match="global_batch"):
