@@ -7,6 +7,8 @@ import shlex
 import pytest
 import torch
 from click.testing import CliRunner
+from rank_runs import assert_same as assert_same_losses
+from ranks import launch
 from runs import as_toml, config_of, settings_of, tiny_store
 from test_kill import assert_same, ends_in
 
@@ -14,6 +16,8 @@ from pipeline.errors import RunError
 from train import checkpoint, loop
 from train import run as train_run
 from train.cli import main
+from train.config_file import parse_config
+from train.distributed import together
 from train.faults import Faults, Guard, step_unless
 from train.figures import figures, read_curves
 from train.metrics import read_metrics
@@ -200,6 +204,38 @@ def test_killed_before_any_step_and_run_again_it_ends_the_same(store, tmp_path, 
             loop.run(config, warn=quiet)
     loop.run(config, warn=quiet)
     assert_same(ends_in(tmp_path / "killed"), whole)
+
+
+def train_hurt(*settings):
+    """On every rank: run after run, in which batch 7 makes one rank's share of the loss infinite."""
+    update, loss = loop.Run.update, Parallel.loss
+    hurt = []
+
+    def updated(self, batch):
+        hurt[:] = [batch.step == 7 and self.ranks.rank == self.ranks.world_size - 1]
+        return update(self, batch)
+
+    loop.Run.update = updated
+    Parallel.loss = lambda self, part: (
+        loss(self, part) * (torch.inf if hurt == [True] and torch.is_grad_enabled() else 1.0)
+    )
+    with together() as ranks:
+        for each in settings:
+            loop.run(parse_config(each, where="test"), warn=quiet, ranks=ranks)
+
+
+@pytest.mark.parametrize("changes", [SKIP, BACK], ids=["skip", "rollback"])
+def test_what_is_not_finite_on_one_rank_is_left_out_on_all(store, tmp_path, broken, changes):
+    broken.append(7)
+    changes = changes | {"run__attention_logits_every_steps": 5}
+    loop.run(config_of(store, tmp_path / "one", **changes), warn=quiet)
+    kinds = ("ddp", "fsdp")
+    settings = [settings_of(store, tmp_path / kind, **changes, run__parallel=kind) for kind in kinds]
+    codes, output = launch(2, train_hurt, *settings, folder=tmp_path / "output")
+    assert codes == [0, 0], output
+    for kind in kinds:
+        assert_same_losses(tmp_path / kind, tmp_path / "one")
+        assert [line["step"] for line in read_metrics(tmp_path / kind) if "nonfinite" in line] == [8]
 
 
 def test_batches_in_no_weights_are_told_once_each():
