@@ -168,6 +168,12 @@ def test_a_run_of_a_study_is_that_of_the_same_command(study, place):
     same = ["store=" + job["store"], "optimizer.lr=2e-3", "run.seed=3", "clip=0.5", f"run.dir={config.run.dir}"]
     assert config == load_config(place / "grow.toml", same)
     assert study.load({**job, "out": "x", "lr": 1e-3}).run.dir != study.load({**job, "out": "x"}).run.dir
+    changed = {**job, "out": "x", "arm": f"{place / 'grow.toml'}+optimizer.eps=1e+3+model.width=48"}
+    assert study.arm_of(changed) == study.arm_of({"arm": "grow+optimizer.eps=1e+3+model.width=48"})
+    config = study.load(changed)
+    same = ["optimizer.eps=1e+3", "width=48", "store=" + job["store"], "optimizer.lr=2e-3", "run.seed=3", "clip=0.5"]
+    assert config == load_config(place / "grow.toml", [*same, f"run.dir={config.run.dir}"])
+    assert config.run.dir.parts[2] == study.arm_of(changed)
     with pytest.raises(ConfigError, match=r"no such arm[\s\S]*batch-warmup, constant"):
         study.load({**job, "out": "x", "arm": "slw2"})
 
