@@ -76,6 +76,7 @@ def test_a_preset_gives_what_is_not_said(toml):
         ("mixture.books=0.7", "allowed: mixture.NAME.weight"),
         ("optimizer.betas=[0.9, 1.0]", "below 1"),
         ("optimizer.min_lr=1", "above lr"),
+        ("run.keep_every_steps=1500", "keep_every_steps 1500 is no multiple of checkpoint_every_steps 7"),
         ("model.preset=gpt5", "gpt2-124m"),
         ("curriculum.pacing=cubic", "linear"),
         ("run.seed=true", "run.seed: neither true nor false"),

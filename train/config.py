@@ -246,6 +246,15 @@ class RunConfig(Section):
     activation_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: a third more work, memory for longer batches."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (every := self.keep_every_steps) and every % self.checkpoint_every_steps:
+            raise ValueError(
+                f"keep_every_steps {every} is no multiple of checkpoint_every_steps {self.checkpoint_every_steps}: "
+                "most of those would never be written"
+            )
+        return self
+
 
 class SourceConfig(Section):
     """[mixture.NAME]: one named source of the store."""

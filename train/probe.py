@@ -77,7 +77,7 @@ def probing(config: Config, seqlen_start: int, duration_steps: int, tokens: int,
     if epochs := data["run"].pop("epochs", None):
         data["run"]["max_epochs"] = epochs
     data["run"] |= {"total_tokens": ends, "checkpoint_every_steps": -(-probe_steps // CHECKPOINTS)}
-    data["run"]["keep_checkpoints"] = 1
+    data["run"] |= {"keep_checkpoints": 1, "keep_every_steps": None}
     return parse_config(data, where="tune")
 
 
