@@ -209,7 +209,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 def parts_of(arm: str) -> list[str]:
     """`slw+clip=1e+3` is `slw` and `clip=1e+3`."""
-    return re.split(r"\+(?=[a-z_.]+=)", arm)
+    return re.split(r"\+(?=[^+=]+=)", arm)
 
 
 def arm_of(job: dict[str, Any]) -> str:

@@ -174,6 +174,11 @@ def test_a_run_of_a_study_is_that_of_the_same_command(study, place):
     same = ["optimizer.eps=1e+3", "width=48", "store=" + job["store"], "optimizer.lr=2e-3", "run.seed=3", "clip=0.5"]
     assert config == load_config(place / "grow.toml", [*same, f"run.dir={config.run.dir}"])
     assert config.run.dir.parts[2] == study.arm_of(changed)
+    assert study.parts_of("c++/a.toml+clip=1e+3+mixture.web-2.weight=1") == [
+        "c++/a.toml",
+        "clip=1e+3",
+        "mixture.web-2.weight=1",
+    ]
     with pytest.raises(ConfigError, match=r"no such arm[\s\S]*batch-warmup, constant"):
         study.load({**job, "out": "x", "arm": "slw2"})
 
