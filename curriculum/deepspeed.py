@@ -237,7 +237,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _need(node: Any, key: str, where: str) -> Any:
     if not isinstance(node, dict):
-        raise ConfigError("a table is wanted here", where=where, found=repr(node), allowed=f'{{"{key}": ...}}')
+        raise ConfigError("an object is wanted here", where=where, found=repr(node), allowed=f'{{"{key}": ...}}')
     if key not in node:
         raise ConfigError(f"{key} is missing", where=where, found=", ".join(node) or "nothing")
     return node[key]

@@ -171,7 +171,7 @@ def test_both_places_and_files_are_read(tmp_path):
         Schedule.from_deepspeed({**legacy(ramp(8, 64, 50, 8)), "train_batch_size": 4.0}, total_tokens=9)
     sampling["curriculum_learning"]["curriculum_metrics"]["seqlen"] = 64
     nested["data_efficiency"]["enabled"] = True
-    with pytest.raises(ConfigError, match="a table is wanted here"):
+    with pytest.raises(ConfigError, match="an object is wanted here"):
         Schedule.from_deepspeed(nested, **batch)
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"is not JSON\n.*ds_config\.json"):
@@ -203,7 +203,10 @@ def test_stages_of_one_length_that_is_least_and_most_are_that_length():
         ({**ramp(8, 64, 50, 8), "curriculum_type": "vocab"}, r"found:   'vocab'\n  allowed: \"seqlen\""),
         ({"curriculum_type": "seqlen"}, "schedule_type is missing"),
         ({**ramp(8, 64, 50, 8), "schedule_type": ["fixed_linear"]}, "unknown schedule_type"),
-        ({**ramp(8, 64, 50, 8), "schedule_config": 50}, r"a table is wanted here\n.*schedule_config\n  found:   50"),
+        (
+            {**ramp(8, 64, 50, 8), "schedule_config": 50},
+            r"an object is wanted here\n.*schedule_config\n  found:   50",
+        ),
         (ramp(8, 64, 50, 8, math.nan), "root_degree must be a positive number"),
     ],
 )
